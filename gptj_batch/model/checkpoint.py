@@ -1,0 +1,163 @@
+"""The weight files of a model folder: which there are, what tensors they hold, reading one without the rest."""
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Final, Protocol
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from gptj_batch.errors import CheckpointError
+
+SAFETENSORS_NAME: Final = "model.safetensors"
+SAFETENSORS_INDEX: Final = "model.safetensors.index.json"
+PICKLE_NAME: Final = "pytorch_model.bin"
+PICKLE_INDEX: Final = "pytorch_model.bin.index.json"
+
+# A mapped file's pages count as this process's memory until the map is closed. Reading at most this much per map
+# keeps the peak at the model's own size plus two of these (measured by tests/parity/test_checkpoint_memory.py).
+PIECE_BYTES: Final = 32 << 20
+
+
+class Checkpoint(Protocol):
+    """Tensors by name, on disk."""
+
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Return every tensor's shape."""
+        ...
+
+    def dtype(self) -> torch.dtype:
+        """Return the dtype of the first floating-point tensor."""
+        ...
+
+    def copy_into(self, name: str, destination: Tensor) -> None:
+        """Read a tensor into `destination`, converting to its dtype and device.
+
+        destination: the tensor's shape
+        """
+        ...
+
+
+def open_checkpoint(folder: Path) -> Checkpoint:
+    """Open a folder's weights: safetensors before pickles, and of each a single file before shards.
+
+    Raises CheckpointError where there are none or a shard is missing.
+    """
+    readers = ((SAFETENSORS_NAME, SAFETENSORS_INDEX, SafetensorsFiles), (PICKLE_NAME, PICKLE_INDEX, PickledFiles))
+    for single, index, reader in readers:
+        if (folder / single).is_file():
+            return reader([folder / single])
+        if (folder / index).is_file():
+            return reader(_shards(folder / index))
+    names = ", ".join((SAFETENSORS_NAME, SAFETENSORS_INDEX, PICKLE_NAME, PICKLE_INDEX))
+    raise CheckpointError(f"{folder} holds no weights; looked for {names}")
+
+
+def _shards(index: Path) -> list[Path]:
+    try:
+        weight_map = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+        names = sorted(set(weight_map.values()))
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise CheckpointError(f"{index} cannot be read as an index of shards ({type(error).__name__})") from None
+    # A shard's name is data from a file: it may not lead out of the folder.
+    stray = [name for name in names if Path(name).name != name]
+    if stray:
+        raise CheckpointError(f"{index} names shards outside its folder: {', '.join(stray)}")
+    missing = [name for name in names if not (index.parent / name).is_file()]
+    if missing:
+        raise CheckpointError(f"{index} names shards that are not there: {', '.join(missing)}")
+    return [index.parent / name for name in names]
+
+
+class SafetensorsFiles:
+    """One or several safetensors files."""
+
+    def __init__(self, files: list[Path]) -> None:
+        self._file_of: dict[str, Path] = {}
+        self._shapes: dict[str, tuple[int, ...]] = {}
+        for file in files:
+            with _opened(file) as tensors:
+                for name in tensors.keys():  # noqa: SIM118 - a safetensors handle is no mapping
+                    self._file_of[name] = file
+                    self._shapes[name] = tuple(tensors.get_slice(name).get_shape())
+
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Return every tensor's shape."""
+        return self._shapes
+
+    def dtype(self) -> torch.dtype:
+        """Return the dtype of the first floating-point tensor."""
+        for name, file in self._file_of.items():
+            with _opened(file) as tensors:
+                piece = tensors.get_slice(name)[:1] if self._shapes[name] else tensors.get_tensor(name)
+                if piece.is_floating_point():
+                    return piece.dtype  # type: ignore[no-any-return]
+        return torch.float32
+
+    def copy_into(self, name: str, destination: Tensor) -> None:
+        """Read a tensor piece by piece, opening the file for each so that the pages read before are let go."""
+        file = self._file_of[name]
+        if destination.ndim == 0:
+            with _opened(file) as tensors:
+                destination.copy_(tensors.get_tensor(name))
+            return
+        row_bytes = 4 * max(1, destination[0].numel())
+        num_rows = max(1, PIECE_BYTES // row_bytes)
+        for start in range(0, destination.shape[0], num_rows):
+            with _opened(file) as tensors:
+                destination[start : start + num_rows].copy_(tensors.get_slice(name)[start : start + num_rows])
+
+
+@contextmanager
+def _opened(file: Path) -> Iterator[Any]:
+    try:
+        with safe_open(file, framework="pt") as tensors:
+            yield tensors
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(
+            f"{file} is no whole safetensors file ({file.stat().st_size:,} bytes): {error}; fetch or convert it again"
+        ) from None
+
+
+class PickledFiles:
+    """One or several legacy `pytorch_model.bin`, read by torch's restricted unpickler: tensors only, no code."""
+
+    def __init__(self, files: list[Path]) -> None:
+        self._tensors: dict[str, Tensor] = {}
+        for file in files:
+            self._tensors |= _unpickled(file)
+
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Return every tensor's shape."""
+        return {name: tuple(tensor.shape) for name, tensor in self._tensors.items()}
+
+    def dtype(self) -> torch.dtype:
+        """Return the dtype of the first floating-point tensor."""
+        return next((x.dtype for x in self._tensors.values() if x.is_floating_point()), torch.float32)
+
+    def copy_into(self, name: str, destination: Tensor) -> None:
+        """Read a tensor."""
+        destination.copy_(self._tensors[name])
+
+
+def _unpickled(file: Path) -> dict[str, Tensor]:
+    try:
+        try:
+            tensors = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
+        except RuntimeError as error:
+            if "mmap" not in str(error):
+                raise
+            # the format of torch before 1.6 cannot be mapped
+            tensors = torch.load(file, map_location="cpu", weights_only=True)
+    except Exception as error:  # noqa: BLE001 - the unpickler raises whatever a broken or hostile file leads it to
+        first_line = str(error).strip().splitlines()[0] if str(error).strip() else "no details"
+        raise CheckpointError(
+            f"{file} cannot be read as plain tensors ({type(error).__name__}: {first_line[:200]}); "
+            "get the model as safetensors"
+        ) from None
+    if not isinstance(tensors, dict) or not all(isinstance(x, Tensor) for x in tensors.values()):
+        raise CheckpointError(f"{file} must hold a dictionary of tensors")
+    return tensors

@@ -1,0 +1,72 @@
+"""What the compute side is asked: token ids only, no text, no tensors."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+
+class StopCondition(Protocol):
+    """Decides after every generated token whether a sequence is done (stop strings are built on this in `stages`)."""
+
+    def __call__(self, generated_token_ids: Sequence[int]) -> bool:
+        """Return True when the last token of `generated_token_ids` completes a stop."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class SamplingParams:
+    """How the tokens of one request are chosen.
+
+    temperature 0.0 is greedy decoding; then top_k, top_p, min_p and seed play no part. top_k 0 and top_p 1.0 are off.
+    The filters apply in transformers' order: repetition penalty, temperature, top_k, top_p, min_p.
+    Raises ValueError for a value outside its range.
+    """
+
+    max_new_tokens: int = 64
+    min_new_tokens: int = 0
+    temperature: float = 0.0
+    top_k: int = 0
+    top_p: float = 1.0
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
+    seed: int = 0
+    stop_token_ids: tuple[int, ...] = ()
+    ignore_eos: bool = False
+    logprobs: bool = False
+
+    def __post_init__(self) -> None:
+        """Refuse values that no decoding could honour."""
+        rules = {
+            "max_new_tokens": (self.max_new_tokens >= 1, "at least 1"),
+            "min_new_tokens": (0 <= self.min_new_tokens <= self.max_new_tokens, "between 0 and max_new_tokens"),
+            "temperature": (0.0 <= self.temperature < float("inf"), "0.0 (greedy) or more"),
+            "top_k": (self.top_k >= 0, "0 (off) or more"),
+            "top_p": (0.0 < self.top_p <= 1.0, "above 0.0, at most 1.0"),
+            "min_p": (0.0 <= self.min_p <= 1.0, "between 0.0 and 1.0"),
+            "repetition_penalty": (0.0 < self.repetition_penalty < float("inf"), "above 0.0"),
+        }
+        for name, (holds, rule) in rules.items():
+            if not holds:
+                raise ValueError(f"{name} must be {rule}, got {getattr(self, name)}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """A prompt to be continued."""
+
+    key: str
+    prompt_token_ids: Sequence[int]
+    sampling: SamplingParams = field(default_factory=SamplingParams)
+    stop: StopCondition | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class LabelRequest:
+    """A prompt whose given continuations (labels) are to be scored, each as if it were alone."""
+
+    key: str
+    prompt_token_ids: Sequence[int]
+    label_token_ids: tuple[tuple[int, ...], ...]
+
+
+AnyRequest = Request | LabelRequest

@@ -1,0 +1,37 @@
+"""What the compute side answers."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+FinishReason = Literal["stop", "length"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Generated:
+    """The continuation of one request; `token_ids` includes the end-of-text or stop token that ended it."""
+
+    key: str
+    token_ids: tuple[int, ...]
+    finish_reason: FinishReason
+    num_prompt_tokens: int
+    logprobs: tuple[float, ...] | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Labelled:
+    """The log-likelihood of every label after the prompt, in nats, summed over the label's tokens."""
+
+    key: str
+    label_logprobs: tuple[float, ...]
+    num_prompt_tokens: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Failed:
+    """A request that could not be done; the others are not touched by it."""
+
+    key: str
+    error: str
+
+
+AnyResult = Generated | Labelled | Failed
