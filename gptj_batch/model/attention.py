@@ -40,19 +40,22 @@ class DenseAttend:
         self._cache = cache
         self._dropout = dropout
         self.weights: list[Tensor] | None = [] if keep_weights else None
+        # The fused kernels recompute probabilities for the gradient as exp(score - logsumexp). Where every score is the
+        # lowest number, log(K) is lost in it, and the gradient comes out K times too large.
+        self._fused = not keep_weights and not (mask is not None and torch.is_grad_enabled() and _blinds_a_row(mask))
 
     def __call__(self, layer: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         """Attend in one layer; see `Attend`."""
         query, key, value = (self._heads_first(x) for x in (query, key, value))
         if self._cache is not None:
             key, value = self._cache.update(key, value, layer)
-        if self.weights is None:
+        if self._fused:
             causal = self._mask is None
             mixed = F.scaled_dot_product_attention(
                 query, key, value, attn_mask=self._mask, dropout_p=self._dropout, is_causal=causal
             )
         else:
-            mixed = self._explicit(query, key, value, self.weights)
+            mixed = self._explicit(query, key, value)
         return mixed.transpose(1, 2).flatten(0, 1)
 
     def _heads_first(self, x: Tensor) -> Tensor:
@@ -60,15 +63,21 @@ class DenseAttend:
         batch: Tensor = x.unflatten(0, (self._batch_size, -1))
         return batch.transpose(1, 2)
 
-    def _explicit(self, query: Tensor, key: Tensor, value: Tensor, weights: list[Tensor]) -> Tensor:
+    def _explicit(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         """Compute what the fused kernel computes, step by step, to have the weights; scores in float32."""
         scores = query.float() @ key.float().transpose(-1, -2) / math.sqrt(query.shape[-1])
         mask = self._mask
         if mask is None:
             mask = causal_mask(query.shape[2], 0, query.dtype, query.device)
         probabilities = F.dropout((scores + mask).softmax(-1).to(value.dtype), self._dropout)
-        weights.append(probabilities)
+        if self.weights is not None:
+            self.weights.append(probabilities)
         return probabilities @ value
+
+
+def _blinds_a_row(mask: Tensor) -> bool:
+    """Tell whether some token may see no token at all, as padding on the left."""
+    return bool((mask == torch.finfo(mask.dtype).min).all(-1).any())
 
 
 def causal_mask(num_queries: int, num_past: int, dtype: torch.dtype, device: torch.device) -> Tensor:
@@ -94,11 +103,12 @@ def dense_mask(
 ) -> Tensor | None:
     """Return the additive mask of a padded batch, or None where plain causal attention says the same.
 
-    attention_mask: (B, K), 1 for real tokens and 0 for padding; or (B, 1, S, K), already additive
+    attention_mask: (B, K), 1 for real tokens and 0 for padding; or (B or 1, 1 or H, S, K): added to the scores as it
+        is, or, if it is bool, true where a key may be seen
     sequence_ids: (B, S), tokens of different ids do not see each other    returns: (B or 1, 1, S, K) or None
     """
     if attention_mask is not None and attention_mask.ndim == 4:
-        return attention_mask.to(device=device, dtype=dtype)
+        return _additive(attention_mask.to(device), dtype)
     if attention_mask is None and sequence_ids is None and num_past == 0:
         return None
     mask = causal_mask(num_queries, num_past, dtype, device)
@@ -115,6 +125,14 @@ def dense_mask(
         apart = sequence_ids[:, :, None] != sequence_ids[:, None, :]
         mask = mask.masked_fill(apart[:, None], lowest)
     return mask
+
+
+def _additive(mask: Tensor, dtype: torch.dtype) -> Tensor:
+    """Bring a mask of scores into `dtype`; hidden scores stay finite, for the reason given in `causal_mask`."""
+    lowest = torch.finfo(dtype).min
+    if mask.dtype == torch.bool:
+        return torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill(~mask, lowest)
+    return mask.clamp(min=lowest).to(dtype)
 
 
 def packed_sequence_ids(position_ids: Tensor) -> Tensor | None:

@@ -57,9 +57,10 @@ class GPTJPreTrainedModel(nn.Module):
     ) -> Self:
         """Read a model from a folder in Hugging Face layout, or from a hub name; it is returned in eval mode.
 
-        dtype: null keeps the checkpoint's. device: null is the CPU. A checkpoint of another GPT-J class is taken
-        too: the backbone is read, and a head that it does not have is newly initialised, which a warning says; with
-        allow_new_head=False that is an error. Other keywords override the config (e.g. num_labels=3).
+        dtype: null takes the config's, or else the checkpoint's. device: null is the CPU. A checkpoint of another
+        GPT-J class is taken too: the backbone is read, and a head that it does not have is newly initialised, which a
+        warning says; with allow_new_head=False that is an error. Other keywords override the config (e.g.
+        num_labels=3).
 
         Memory peaks at the model in its final dtype plus about 64 MB: tensors go piece by piece from the file.
         Raises CheckpointError, listing every missing, unexpected or mis-shaped tensor.
@@ -194,7 +195,9 @@ class GPTJModel(GPTJPreTrainedModel):
             if num_past + num_tokens > limit:
                 raise ValueError(f"{num_past + num_tokens} tokens do not fit n_positions ({limit})")
             return torch.arange(num_past, num_past + num_tokens)[None], None
-        positions = position_ids.view(-1, num_tokens) if position_ids is not None else cache_position.view(1, -1)  # type: ignore[union-attr]
+        positions = position_ids if position_ids is not None else cache_position
+        assert positions is not None
+        positions = positions.reshape(-1, num_tokens)
         if int(positions.max()) >= limit or int(positions.min()) < 0:
             raise ValueError(f"positions must lie in 0 .. n_positions - 1 ({limit - 1})")
         # transformers looks for packed sequences only without a mask and a cache, which is how one trains on them.

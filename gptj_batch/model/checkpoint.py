@@ -1,6 +1,7 @@
 """The weight files of a model folder: which there are, what tensors they hold, reading one without the rest."""
 
 import json
+import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,7 +20,7 @@ PICKLE_INDEX: Final = "pytorch_model.bin.index.json"
 
 # A mapped file's pages count as this process's memory until the map is closed. Reading at most this much per map
 # keeps the peak at the model's own size plus two of these (measured by tests/parity/test_checkpoint_memory.py).
-PIECE_BYTES: Final = 32 << 20
+PIECE_BYTES: Final = 4 << 20
 
 
 class Checkpoint(Protocol):
@@ -36,7 +37,7 @@ class Checkpoint(Protocol):
     def copy_into(self, name: str, destination: Tensor) -> None:
         """Read a tensor into `destination`, converting to its dtype and device.
 
-        destination: the tensor's shape
+        destination: the tensor's shape, of at least one dimension
         """
         ...
 
@@ -59,8 +60,8 @@ def open_checkpoint(folder: Path) -> Checkpoint:
 def _shards(index: Path) -> list[Path]:
     try:
         weight_map = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
-        names = sorted(set(weight_map.values()))
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        names = sorted({str(name) for name in weight_map.values()})
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(f"{index} cannot be read as an index of shards ({type(error).__name__})") from None
     # A shard's name is data from a file: it may not lead out of the folder.
     stray = [name for name in names if Path(name).name != name]
@@ -98,17 +99,18 @@ class SafetensorsFiles:
         return torch.float32
 
     def copy_into(self, name: str, destination: Tensor) -> None:
-        """Read a tensor piece by piece, opening the file for each so that the pages read before are let go."""
-        file = self._file_of[name]
-        if destination.ndim == 0:
-            with _opened(file) as tensors:
-                destination.copy_(tensors.get_tensor(name))
-            return
-        row_bytes = 4 * max(1, destination[0].numel())
-        num_rows = max(1, PIECE_BYTES // row_bytes)
-        for start in range(0, destination.shape[0], num_rows):
-            with _opened(file) as tensors:
-                destination[start : start + num_rows].copy_(tensors.get_slice(name)[start : start + num_rows])
+        """Read a tensor piece by piece."""
+        for rows in _pieces(destination):
+            with _opened(self._file_of[name]) as tensors:
+                destination[rows].copy_(tensors.get_slice(name)[rows])
+
+
+def _pieces(destination: Tensor) -> Iterator[slice]:
+    """Yield the rows to read at a time. The file is opened for each piece, so that the pages read before are let go."""
+    row_bytes = 4 * max(1, destination[0].numel())
+    num_rows = max(1, PIECE_BYTES // row_bytes)
+    for start in range(0, destination.shape[0], num_rows):
+        yield slice(start, start + num_rows)
 
 
 @contextmanager
@@ -126,38 +128,47 @@ class PickledFiles:
     """One or several legacy `pytorch_model.bin`, read by torch's restricted unpickler: tensors only, no code."""
 
     def __init__(self, files: list[Path]) -> None:
-        self._tensors: dict[str, Tensor] = {}
+        self._file_of: dict[str, Path] = {}
+        self._shapes: dict[str, tuple[int, ...]] = {}
+        self._dtypes: list[torch.dtype] = []
+        self._held: dict[Path, dict[str, Tensor]] = {}
         for file in files:
-            self._tensors |= _unpickled(file)
+            # What torch before 1.6 wrote cannot be mapped, and is held in memory whole.
+            can_map = zipfile.is_zipfile(file)
+            tensors = _unpickled(file, can_map)
+            if not can_map:
+                self._held[file] = tensors
+            self._file_of |= dict.fromkeys(tensors, file)
+            self._shapes |= {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+            self._dtypes += [tensor.dtype for tensor in tensors.values() if tensor.is_floating_point()]
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """Return every tensor's shape."""
-        return {name: tuple(tensor.shape) for name, tensor in self._tensors.items()}
+        return self._shapes
 
     def dtype(self) -> torch.dtype:
         """Return the dtype of the first floating-point tensor."""
-        return next((x.dtype for x in self._tensors.values() if x.is_floating_point()), torch.float32)
+        return self._dtypes[0] if self._dtypes else torch.float32
 
     def copy_into(self, name: str, destination: Tensor) -> None:
-        """Read a tensor."""
-        destination.copy_(self._tensors[name])
+        """Read a tensor piece by piece."""
+        file = self._file_of[name]
+        for rows in _pieces(destination):
+            tensors = self._held[file] if file in self._held else _unpickled(file, can_map=True)
+            destination[rows].copy_(tensors[name][rows])
 
 
-def _unpickled(file: Path) -> dict[str, Tensor]:
+def _unpickled(file: Path, can_map: bool) -> dict[str, Tensor]:
     try:
-        try:
-            tensors = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
-        except RuntimeError as error:
-            if "mmap" not in str(error):
-                raise
-            # the format of torch before 1.6 cannot be mapped
-            tensors = torch.load(file, map_location="cpu", weights_only=True)
+        tensors = torch.load(file, map_location="cpu", weights_only=True, mmap=can_map)
     except Exception as error:  # noqa: BLE001 - the unpickler raises whatever a broken or hostile file leads it to
         first_line = str(error).strip().splitlines()[0] if str(error).strip() else "no details"
         raise CheckpointError(
             f"{file} cannot be read as plain tensors ({type(error).__name__}: {first_line[:200]}); "
             "get the model as safetensors"
         ) from None
-    if not isinstance(tensors, dict) or not all(isinstance(x, Tensor) for x in tensors.values()):
+    if not isinstance(tensors, dict) or not all(
+        isinstance(name, str) and isinstance(tensor, Tensor) for name, tensor in tensors.items()
+    ):
         raise CheckpointError(f"{file} must hold a dictionary of tensors")
     return tensors

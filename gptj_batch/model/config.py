@@ -6,19 +6,31 @@ from pathlib import Path
 from typing import Any, Final, Self
 
 from gptj_batch.errors import CheckpointError, ConfigError
-from gptj_batch.model.hub import resolve_folder
+from gptj_batch.model_folder import resolve_folder
 
 CONFIG_NAME: Final = "config.json"
 ACTIVATIONS: Final = ("relu", "silu", "gelu", "tanh", "gelu_new")
+DTYPES: Final = ("auto", "float16", "bfloat16", "float32", "float64")
 PROBLEM_TYPES: Final = ("regression", "single_label_classification", "multi_label_classification")
 
-# transformers' other names for the same fields
-ALIASES: Final = {
-    "max_position_embeddings": "n_positions",
-    "hidden_size": "n_embd",
-    "num_attention_heads": "n_head",
-    "num_hidden_layers": "n_layer",
-}
+# transformers' other names for four fields
+ALIASES: Final = ("hidden_size", "num_attention_heads", "num_hidden_layers", "max_position_embeddings")
+# Written even where they are null, since null is not their default or says something.
+ALWAYS_WRITTEN: Final = ("n_inner", "bos_token_id", "eos_token_id", "pad_token_id")
+
+
+class _Alias:
+    """Another name of a config field, to read and to write."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+
+    def __get__(self, config: "GPTJConfig", owner: type | None = None) -> int:
+        value: int = getattr(config, self._name)
+        return value
+
+    def __set__(self, config: "GPTJConfig", value: int) -> None:
+        setattr(config, self._name, value)
 
 
 class GPTJConfig:
@@ -32,6 +44,10 @@ class GPTJConfig:
     """
 
     model_type: Final = "gptj"
+    hidden_size = _Alias("n_embd")
+    num_attention_heads = _Alias("n_head")
+    num_hidden_layers = _Alias("n_layer")
+    max_position_embeddings = _Alias("n_positions")
 
     def __init__(
         self,
@@ -85,25 +101,30 @@ class GPTJConfig:
         _check(self)
 
     def _take_aliases(self, kwargs: dict[str, Any]) -> None:
-        for alias, name in ALIASES.items():
+        for alias in ALIASES:
             if alias in kwargs:
-                setattr(self, name, kwargs.pop(alias))
+                setattr(self, alias, kwargs.pop(alias))
 
     def _take_labels(self, kwargs: dict[str, Any]) -> None:
         """Bring `num_labels`, `id2label` and `label2id` together; two labels without names are the default."""
         num_labels: int | None = kwargs.pop("num_labels", None)
         names: dict[Any, str] | None = kwargs.pop("id2label", None)
-        ids: dict[str, int] | None = kwargs.pop("label2id", None)
+        ids: dict[str, Any] | None = kwargs.pop("label2id", None)
         self.problem_type: str | None = kwargs.pop("problem_type", None)
+        count_holds = num_labels is None or (_is_int(num_labels) and num_labels >= 1)
+        _require(count_holds, "num_labels", "null or a whole number of at least 1", num_labels)
+        _require(names is None or _maps(names), "id2label", "null or a map from 0, 1, 2, ... to names", names)
+        _require(ids is None or _maps(ids, flipped=True), "label2id", "null or a map from names to 0, 1, 2, ...", ids)
         if names is not None and num_labels is not None and len(names) != num_labels:
             names = ids = None  # as in transformers: asking for another number of labels drops the old names
         if names is None and ids is not None:
-            names = {index: name for name, index in ids.items()}
+            names = {int(index): name for name, index in ids.items()}
         if names is None:
             names = {index: f"LABEL_{index}" for index in range(2 if num_labels is None else num_labels)}
             ids = None
         self.id2label: dict[int, str] = {int(index): name for index, name in names.items()}
-        self.label2id: dict[str, int] = ids or {name: index for index, name in self.id2label.items()}
+        flipped = {name: index for index, name in self.id2label.items()}
+        self.label2id: dict[str, int] = flipped if ids is None else {name: int(index) for name, index in ids.items()}
 
     @property
     def num_labels(self) -> int:
@@ -127,30 +148,13 @@ class GPTJConfig:
             return ()
         return (self.eos_token_id,) if isinstance(self.eos_token_id, int) else tuple(self.eos_token_id)
 
-    @property
-    def hidden_size(self) -> int:
-        """Return n_embd under transformers' general name."""
-        return self.n_embd
-
-    @property
-    def num_attention_heads(self) -> int:
-        """Return n_head under transformers' general name."""
-        return self.n_head
-
-    @property
-    def num_hidden_layers(self) -> int:
-        """Return n_layer under transformers' general name."""
-        return self.n_layer
-
-    @property
-    def max_position_embeddings(self) -> int:
-        """Return n_positions under transformers' general name."""
-        return self.n_positions
-
     @classmethod
     def from_dict(cls, values: dict[str, Any], **overrides: Any) -> Self:
         """Build a config from the content of a config.json; `overrides` win."""
-        return cls(**{**values, **overrides})
+        # One of the two label maps given anew replaces both: the other would speak of the old labels.
+        replaced = {"id2label", "label2id"} if overrides.keys() & {"id2label", "label2id"} else set()
+        kept = {name: value for name, value in values.items() if name not in replaced}
+        return cls(**{**kept, **overrides})
 
     @classmethod
     def from_pretrained(cls, path: str | Path, revision: str | None = None, **overrides: Any) -> Self:
@@ -178,9 +182,12 @@ class GPTJConfig:
 
     def to_dict(self) -> dict[str, Any]:
         """Return what config.json shall hold: every field, and the keys that were kept without being known."""
-        fields = {name: value for name, value in vars(self).items() if name != "extra" and value is not None}
-        always = {"n_inner": self.n_inner, "pad_token_id": self.pad_token_id, "model_type": self.model_type}
-        merged = {**self.extra, **fields, **always}
+        fields = {
+            name: value
+            for name, value in vars(self).items()
+            if name != "extra" and (value is not None or name in ALWAYS_WRITTEN)
+        }
+        merged = {**self.extra, **fields, "model_type": self.model_type}
         merged["id2label"] = {str(index): name for index, name in self.id2label.items()}
         return copy.deepcopy(dict(sorted(merged.items())))
 
@@ -213,6 +220,14 @@ def _is_number(value: object) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
+def _maps(value: object, flipped: bool = False) -> bool:
+    """Tell whether `value` maps whole numbers, or their digits, to text; `flipped`: text to whole numbers."""
+    if not isinstance(value, dict):
+        return False
+    pairs = [(number, name) if not flipped else (name, number) for number, name in value.items()]
+    return all(isinstance(name, str) and (_is_int(number) or str(number).isdecimal()) for number, name in pairs)
+
+
 def _check(config: GPTJConfig) -> None:
     """Refuse what no model can have, naming the field."""
     for name in ("vocab_size", "n_positions", "n_embd", "n_layer", "n_head", "rotary_dim"):
@@ -240,19 +255,23 @@ def _check(config: GPTJConfig) -> None:
     epsilon, spread = config.layer_norm_epsilon, config.initializer_range
     _require(_is_number(epsilon) and epsilon > 0.0, "layer_norm_epsilon", "a number above 0.0", epsilon)
     _require(_is_number(spread) and spread >= 0.0, "initializer_range", "a number of 0.0 or more", spread)
+    for name in ("use_cache", "tie_word_embeddings", "return_dict", "output_attentions", "output_hidden_states"):
+        value = getattr(config, name)
+        _require(isinstance(value, bool), name, "true or false", value)
+    dtype = config.dtype
+    _require(dtype is None or dtype in DTYPES, "dtype", f"null or one of {', '.join(DTYPES)}", dtype)
     _check_ids(config)
-    _require(
-        config.problem_type is None or config.problem_type in PROBLEM_TYPES,
-        "problem_type",
-        f"null or one of {', '.join(PROBLEM_TYPES)}",
-        config.problem_type,
-    )
-    _require(
-        sorted(config.id2label) == list(range(config.num_labels)) and config.num_labels >= 1,
-        "id2label",
-        "a name for each of 0, 1, 2, ... without gaps",
-        config.id2label,
-    )
+    _check_labels(config)
+
+
+def _check_labels(config: GPTJConfig) -> None:
+    problem, names = config.problem_type, config.id2label
+    known = problem is None or problem in PROBLEM_TYPES
+    _require(known, "problem_type", f"null or one of {', '.join(PROBLEM_TYPES)}", problem)
+    complete = len(names) >= 1 and sorted(names) == list(range(len(names)))
+    _require(complete, "id2label", "a name for each of 0, 1, 2, ... without gaps", names)
+    several = problem != "single_label_classification" or config.num_labels > 1
+    _require(several, "num_labels", "at least 2 for problem_type single_label_classification", config.num_labels)
 
 
 def _check_ids(config: GPTJConfig) -> None:
@@ -264,8 +283,9 @@ def _check_ids(config: GPTJConfig) -> None:
         "null, a token id or a list of token ids",
         eos,
     )
-    _require(config.bos_token_id is None or _is_int(config.bos_token_id), "bos_token_id", "null or a token id", None)
-    _require(config.pad_token_id is None or _is_int(config.pad_token_id), "pad_token_id", "null or a token id", None)
+    for name in ("bos_token_id", "pad_token_id"):
+        value = getattr(config, name)
+        _require(value is None or _is_int(value), name, "null or a token id", value)
 
 
 def _require(holds: bool, name: str, rule: str, value: object) -> None:

@@ -228,7 +228,7 @@ def next_token_loss(logits: Tensor, labels: Tensor) -> Tensor:
 def _span_loss(logits: Tensor, positions: Tensor) -> Tensor:
     """logits: (B, S)    positions: (B,) or (B, 1)    returns: ()."""
     behind = logits.shape[1]
-    return F.cross_entropy(logits, positions.view(-1).to(logits.device).clamp(0, behind), ignore_index=behind)
+    return F.cross_entropy(logits, positions.reshape(-1).to(logits.device).clamp(0, behind), ignore_index=behind)
 
 
 def _run_body(body: GPTJModel, **arguments: Any) -> BaseModelOutputWithPast:

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from gptj_batch.errors import CheckpointError, ConfigError
 from gptj_batch.model.checkpoint import SAFETENSORS_INDEX, SAFETENSORS_NAME, Checkpoint, open_checkpoint
-from gptj_batch.model.config import GPTJConfig
-from gptj_batch.model.hub import resolve_folder
+from gptj_batch.model.config import DTYPES, GPTJConfig
+from gptj_batch.model_folder import resolve_folder
 
 if TYPE_CHECKING:
     from gptj_batch.model.backbone import GPTJPreTrainedModel
@@ -62,13 +62,14 @@ def load(
 def torch_dtype(name: str | torch.dtype | None) -> torch.dtype | None:
     """Return the torch dtype of a name such as "float16"; None for None and "auto".
 
-    Raises ConfigError for a name that is no floating-point dtype.
+    Raises ConfigError for one that no model is run in.
     """
-    if name is None or name == "auto" or isinstance(name, torch.dtype):
-        return None if name is None or name == "auto" else name  # type: ignore[return-value]
-    dtype = getattr(torch, name, None)
-    if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
-        raise ConfigError(f"dtype must be auto, float16, bfloat16 or float32, got {name!r}")
+    text = str(name).removeprefix("torch.")
+    if name is None or text == "auto":
+        return None
+    if text not in DTYPES:
+        raise ConfigError(f"dtype must be one of {', '.join(DTYPES)}, got {name!r}")
+    dtype: torch.dtype = getattr(torch, text)
     return dtype
 
 
@@ -133,10 +134,13 @@ def _replace(model: nn.Module, name: str, tensor: Tensor) -> None:
 
 
 def _initialise(model: "GPTJPreTrainedModel", names: list[str], folder: Path) -> None:
-    from gptj_batch.model.backbone import init_module
-
-    for module_name in sorted({name.rpartition(".")[0] for name in names}):
-        init_module(model.get_submodule(module_name), model.config.initializer_range)
+    # By parameter, not by module: a tied lm_head.weight is the embedding, which was read.
+    for name in names:
+        parameter = model.get_parameter(name)
+        if name.endswith(".bias"):
+            nn.init.zeros_(parameter)
+        else:
+            nn.init.normal_(parameter, 0.0, model.config.initializer_range)
     warnings.warn(
         f"{folder} has no {', '.join(names)}: this head of {type(model).__name__} is newly initialised; "
         "train it before its outputs mean anything",

@@ -1,0 +1,91 @@
+"""FakeBackend: instant answers that are a pure function of each request, for tests and dry runs. No torch."""
+
+import hashlib
+import threading
+from collections.abc import Sequence
+
+from gptj_batch.backends.base import TokenCounts
+from gptj_batch.errors import BackendError
+from gptj_batch.requests import AnyRequest, LabelRequest, Request
+from gptj_batch.results import AnyResult, Failed, FinishReason, Generated, Labelled
+
+DEFAULT_VOCAB_SIZE = 50257
+
+
+class FakeBackend:
+    """Answer by hash: a request's result depends on its tokens and parameters, never on its key or company.
+
+    Tokens lie below `vocab_size`. A greedy request's do not depend on its seed, as with a model.
+    """
+
+    def __init__(self, vocab_size: int = DEFAULT_VOCAB_SIZE) -> None:
+        self._vocab_size = vocab_size
+        self._counts = TokenCounts()
+        self._lock = threading.Lock()
+        self._is_closed = False
+
+    def run(self, requests: Sequence[AnyRequest]) -> list[AnyResult]:
+        """Answer every request; see `Backend.run`."""
+        if self._is_closed:
+            raise BackendError("the backend has been closed; make a new one")
+        results = [self._answer(request) for request in requests]
+        with self._lock:
+            for result in results:
+                self._counts = self._counts.plus(result)
+        return results
+
+    def counts(self) -> TokenCounts:
+        """Return the tokens done so far."""
+        return self._counts
+
+    def describe(self) -> dict[str, str | int]:
+        """Return plain facts; see `Backend.describe`."""
+        return {"kind": "fake", "device": "none", "dtype": "none", "vocab_size": self._vocab_size}
+
+    def close(self) -> None:
+        """Refuse later calls."""
+        self._is_closed = True
+
+    def _answer(self, request: AnyRequest) -> AnyResult:
+        if len(request.prompt_token_ids) == 0:
+            return Failed(key=request.key, error="prompt_token_ids must hold at least one token, got none")
+        return self._label(request) if isinstance(request, LabelRequest) else self._generate(request)
+
+    def _generate(self, request: Request) -> Generated | Failed:
+        sampling = request.sampling
+        seed = "greedy" if sampling.temperature == 0.0 else f"{sampling.seed} {sampling.temperature}"
+        token_ids: list[int] = []
+        logprobs: list[float] = []
+        reason: FinishReason = "length"
+        while len(token_ids) < sampling.max_new_tokens:
+            number = _hash(request.prompt_token_ids, f"{seed} {len(token_ids)}")
+            token_ids.append(number % self._vocab_size)
+            logprobs.append(-(number % 1000) / 250)
+            try:
+                wants_stop = request.stop is not None and request.stop(token_ids)
+            except Exception as error:  # noqa: BLE001 - the request's own code, as in the engine
+                return Failed(key=request.key, error=f"the request's stop condition raised {type(error).__name__}")
+            if (wants_stop or token_ids[-1] in sampling.stop_token_ids) and len(token_ids) >= sampling.min_new_tokens:
+                reason = "stop"
+                break
+        return Generated(
+            key=request.key,
+            token_ids=tuple(token_ids),
+            finish_reason=reason,
+            num_prompt_tokens=len(request.prompt_token_ids),
+            logprobs=tuple(logprobs) if sampling.logprobs else None,
+        )
+
+    def _label(self, request: LabelRequest) -> Labelled | Failed:
+        if not request.label_token_ids or not all(request.label_token_ids):
+            return Failed(key=request.key, error="label_token_ids must hold labels of at least one token each")
+        logprobs = tuple(
+            -(1 + _hash(request.prompt_token_ids, str(list(label))) % 4000) / 1000 * len(label)
+            for label in request.label_token_ids
+        )
+        return Labelled(key=request.key, label_logprobs=logprobs, num_prompt_tokens=len(request.prompt_token_ids))
+
+
+def _hash(token_ids: Sequence[int], salt: str) -> int:
+    text = f"{','.join(map(str, token_ids))}|{salt}"
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest())

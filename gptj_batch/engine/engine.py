@@ -1,0 +1,196 @@
+"""Engine: requests in, results out, one step at a time."""
+
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Self
+
+import torch
+
+from gptj_batch.engine.config import EngineConfig
+from gptj_batch.engine.kv_cache import KVCache, bytes_per_token, free_bytes
+from gptj_batch.engine.limits import Limits
+from gptj_batch.engine.runner import Runner
+from gptj_batch.engine.sampling import Choice
+from gptj_batch.engine.scheduler import Scheduler
+from gptj_batch.engine.sequence import Sequence
+from gptj_batch.engine.single_pass import LabelRow, SinglePass
+from gptj_batch.engine.stopping import finish_reason
+from gptj_batch.errors import ConfigError
+from gptj_batch.model import GPTJForCausalLM
+from gptj_batch.requests import AnyRequest, LabelRequest, Request
+from gptj_batch.results import AnyResult, Failed, FinishReason, Generated, Labelled
+
+Deliver = Callable[[AnyResult], None]
+
+
+class Engine:
+    """Run many requests through one model at the same time.
+
+    It uses the model's weights as they are, without copying them, and does not touch its training mode. It is not
+    thread-safe: one thread calls it, as `gptj_batch.backends.native` does on behalf of many.
+    """
+
+    def __init__(self, model: GPTJForCausalLM, config: EngineConfig | None = None) -> None:
+        """Build an engine around `model`; raises ConfigError for a configuration that cannot work with it."""
+        config = config or EngineConfig()
+        shape, weight = model.config, model.lm_head.weight
+        if config.device is not None and torch.device(config.device).type != weight.device.type:
+            raise ConfigError(f"device must be where the model is ({weight.device}), got {config.device}")
+        self.bounds = config.resolve(
+            device_type=weight.device.type,
+            free_bytes=free_bytes(weight.device),
+            kv_bytes_per_token=bytes_per_token(shape.n_layer, shape.n_head, shape.head_dim, weight.dtype),
+            n_positions=shape.n_positions,
+        )
+        cache = KVCache(
+            num_layers=shape.n_layer,
+            num_blocks=self.bounds.num_blocks,
+            num_heads=shape.n_head,
+            block_size_tokens=self.bounds.block_size_tokens,
+            head_dim=shape.head_dim,
+            dtype=weight.dtype,
+            device=weight.device,
+        )
+        self.model = model
+        self.scheduler = Scheduler(self.bounds)
+        self.runner = Runner(model, cache, shape.eos_token_ids)
+        self.single_pass = SinglePass(model, self.bounds.max_step_tokens)
+        self.limits = Limits(
+            vocab_size=shape.vocab_size,
+            n_positions=shape.n_positions,
+            cache_tokens=self.scheduler.pool.capacity_tokens,
+        )
+        self._num_added = 0
+        self._deliveries: dict[int, Deliver] = {}
+        self._ready: list[AnyResult] = []
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        path: str | Path,
+        *,
+        revision: str | None = None,
+        dtype: str | torch.dtype | None = "bfloat16",
+        config: EngineConfig | None = None,
+    ) -> Self:
+        """Load a checkpoint in the Hugging Face layout and build an engine around it.
+
+        dtype: None keeps the checkpoint's. The device is config.device; None is the GPU where there is one.
+        Raises CheckpointError for a folder that holds no GPT-J, ConfigError for a configuration that cannot work.
+        """
+        config = config or EngineConfig()
+        device = config.device or ("cuda" if torch.cuda.is_available() else "cpu")
+        model = GPTJForCausalLM.from_pretrained(path, revision=revision, dtype=dtype, device=device)
+        return cls(model, config)
+
+    @property
+    def has_unfinished(self) -> bool:
+        """Say whether `step` has anything left to do or to hand out."""
+        return self.scheduler.has_unfinished or self.single_pass.has_unfinished or bool(self._ready)
+
+    def add(self, request: AnyRequest, deliver: Deliver | None = None) -> None:
+        """Take a request in; a later `step` returns its result, or hands it to `deliver` if that is given.
+
+        A request that can never run gets `Failed` in the same way.
+        """
+        uid = self._num_added
+        self._num_added += 1
+        if deliver is not None:
+            self._deliveries[uid] = deliver
+        problem = self.limits.refuse(request)
+        if problem is not None:
+            self._hand_out(uid, Failed(key=request.key, error=problem))
+        elif isinstance(request, LabelRequest):
+            self.single_pass.add(LabelRow(uid, request))
+        else:
+            self.scheduler.add(Sequence(uid, request))
+
+    def cancel(self, key: str) -> bool:
+        """Drop every unfinished request of this key, freeing its memory at once; say whether there was one.
+
+        `step` returns nothing for it; a `deliver` that was given with it gets `Failed`.
+        """
+        sequences = [sequence for sequence in self.scheduler if sequence.request.key == key]
+        rows = [row for row in self.single_pass if row.request.key == key]
+        for sequence in sequences:
+            self.scheduler.release(sequence)
+        for row in rows:
+            self.single_pass.release(row)
+        for uid in [*(sequence.uid for sequence in sequences), *(row.uid for row in rows)]:
+            if uid in self._deliveries:
+                self._hand_out(uid, Failed(key=key, error="cancelled before it was finished"))
+        return bool(sequences or rows)
+
+    def step(self) -> list[AnyResult]:
+        """Do one step's work and return the results that it finished.
+
+        Label requests that wait are scored, as many as one pass holds; then the running sequences, and those that can
+        be admitted, are fed one step further.
+        """
+        for row, result in self.single_pass.step():
+            self._hand_out(row.uid, result)
+        step = self.scheduler.schedule()
+        if step.chunks:
+            choices = self.runner.run(step)
+            self.scheduler.commit(step)
+            self._postprocess(choices)
+        finished, self._ready = self._ready, []
+        return finished
+
+    def run(self, requests: Iterable[AnyRequest]) -> list[AnyResult]:
+        """Run all `requests` to the end and return their results in the same order; keys need not differ."""
+        requests = list(requests)
+        results: dict[int, AnyResult] = {}
+        for index, request in enumerate(requests):
+            self.add(request, lambda result, index=index: results.__setitem__(index, result))  # type: ignore[misc]
+        others: list[AnyResult] = []  # finished on the way, but added by somebody else: for the next `step`
+        while len(results) < len(requests):
+            others += self.step()
+        self._ready += others
+        return [results[index] for index in range(len(requests))]
+
+    def score_labels(self, requests: Iterable[LabelRequest]) -> list[Labelled | Failed]:
+        """Return the log-likelihood of every request's labels, in the order of the requests."""
+        results = self.run(requests)
+        return [result for result in results if isinstance(result, Labelled | Failed)]
+
+    def _postprocess(self, choices: list[tuple[Sequence, Choice]]) -> None:
+        """Append each sequence's next token, and let go of those that this finishes."""
+        for sequence, choice in choices:
+            # A stop condition may have cancelled any sequence, its own included.
+            result = self._advance(sequence, choice) if sequence.is_live else None
+            if result is not None and sequence.is_live:
+                self.scheduler.release(sequence)
+                self._hand_out(sequence.uid, result)
+
+    def _advance(self, sequence: Sequence, choice: Choice) -> Generated | Failed | None:
+        """Append a token; return the result if the sequence is done or has failed."""
+        key = sequence.request.key
+        if not choice.is_finite:
+            return Failed(key=key, error="the model's logits are not finite; try a wider dtype (bfloat16, float32)")
+        sequence.append(choice.token_id)
+        if choice.logprob is not None:
+            sequence.logprobs.append(choice.logprob)
+        try:
+            reason = finish_reason(sequence, self.runner.eos_token_ids)
+        except Exception as error:  # noqa: BLE001 - the request's own code; its message might quote the record
+            return Failed(key=key, error=f"the request's stop condition raised {type(error).__name__}; correct it")
+        return None if reason is None else _generated(sequence, reason)
+
+    def _hand_out(self, uid: int, result: AnyResult) -> None:
+        deliver = self._deliveries.pop(uid, None)
+        if deliver is None:
+            self._ready.append(result)
+        else:
+            deliver(result)
+
+
+def _generated(sequence: Sequence, reason: FinishReason) -> Generated:
+    request: Request = sequence.request
+    return Generated(
+        key=request.key,
+        token_ids=tuple(sequence.generated_token_ids),
+        finish_reason=reason,
+        num_prompt_tokens=sequence.num_prompt_tokens,
+        logprobs=tuple(sequence.logprobs) if request.sampling.logprobs else None,
+    )

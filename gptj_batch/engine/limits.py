@@ -1,0 +1,72 @@
+"""Limits: what a request must satisfy to be able to run at all."""
+
+from collections.abc import Sequence as Ordered
+from dataclasses import dataclass
+
+from gptj_batch.errors import shorten
+from gptj_batch.requests import AnyRequest, LabelRequest, Request
+
+
+@dataclass(frozen=True, kw_only=True)
+class Limits:
+    """The bounds that the model and the whole KV cache put on a single request."""
+
+    vocab_size: int
+    n_positions: int
+    cache_tokens: int
+
+    def refuse(self, request: AnyRequest) -> str | None:
+        """Return why `request` can never run, or None: the rule, the values found, what to do."""
+        problem = self._refuse_tokens("prompt_token_ids", request.prompt_token_ids)
+        if problem is not None:
+            return problem
+        if isinstance(request, LabelRequest):
+            return self._refuse_labels(request)
+        return self._refuse_length(request)
+
+    def _refuse_tokens(self, name: str, token_ids: Ordered[int]) -> str | None:
+        if len(token_ids) == 0:
+            return f"{name} must hold at least one token, got none; give it some text"
+        try:
+            wrong = next((token for token in token_ids if not 0 <= int(token) < self.vocab_size), None)
+        except (TypeError, ValueError):
+            return f"{name} must hold whole numbers only; tokenize the text first"
+        if wrong is not None:
+            return (
+                f"{name} must lie between 0 and {self.vocab_size - 1} (the model's vocabulary), got {shorten(wrong)}; "
+                "use the tokenizer of this checkpoint"
+            )
+        return None
+
+    def _refuse_length(self, request: Request) -> str | None:
+        num_prompt_tokens, max_new_tokens = len(request.prompt_token_ids), request.sampling.max_new_tokens
+        total = num_prompt_tokens + max_new_tokens
+        found = f"{num_prompt_tokens} + {max_new_tokens} = {total}"
+        if total > self.n_positions:
+            return (
+                f"prompt tokens + max_new_tokens must not exceed n_positions ({self.n_positions}), got {found}; "
+                "truncate the prompt or lower max_new_tokens"
+            )
+        # The last new token is never fed back, so it needs no room.
+        if total - 1 > self.cache_tokens:
+            return (
+                f"prompt tokens + max_new_tokens must fit the KV cache ({self.cache_tokens} tokens), got {found}; "
+                "enlarge the cache (kv_cache_gb, or EngineConfig's kv_cache_bytes or num_blocks), truncate the prompt "
+                "or lower max_new_tokens"
+            )
+        return None
+
+    def _refuse_labels(self, request: LabelRequest) -> str | None:
+        if not request.label_token_ids:
+            return "label_token_ids must hold at least one label, got none"
+        for index, label in enumerate(request.label_token_ids):
+            problem = self._refuse_tokens(f"label_token_ids[{index}]", label)
+            if problem is not None:
+                return problem
+        num_prompt_tokens, longest = len(request.prompt_token_ids), max(map(len, request.label_token_ids))
+        if num_prompt_tokens + longest > self.n_positions:
+            return (
+                f"prompt tokens + the longest label's must not exceed n_positions ({self.n_positions}), got "
+                f"{num_prompt_tokens} + {longest} = {num_prompt_tokens + longest}; truncate the prompt"
+            )
+        return None

@@ -1,0 +1,35 @@
+"""Runner: one forward pass over a step, and the next token of every sequence that it completes.
+
+Shape letters: see gptj_batch.engine.
+"""
+
+import torch
+
+from gptj_batch.engine.kv_cache import KVCache
+from gptj_batch.engine.paged_attention import PagedAttend
+from gptj_batch.engine.sampling import Choice, choose
+from gptj_batch.engine.scheduler import Step
+from gptj_batch.engine.sequence import Sequence
+from gptj_batch.engine.step_batch import build_step_batch
+from gptj_batch.model import GPTJForCausalLM
+
+
+class Runner:
+    """Hold the model and the KV cache."""
+
+    def __init__(self, model: GPTJForCausalLM, cache: KVCache, eos_token_ids: tuple[int, ...]) -> None:
+        self._model = model
+        self._cache = cache
+        self.eos_token_ids = eos_token_ids
+
+    @torch.inference_mode()
+    def run(self, step: Step) -> list[tuple[Sequence, Choice]]:
+        """Feed the step's tokens and choose the next one wherever a sequence's last token was among them."""
+        batch = build_step_batch(step, self._cache)
+        self._cache.clear(batch.new_blocks)
+        attend = PagedAttend(self._cache, batch)
+        hidden = self._model.transformer.encode(batch.token_ids, batch.positions, attend)
+        if not batch.sequences:
+            return []
+        logits = self._model.lm_head(hidden[batch.logit_rows])
+        return list(zip(batch.sequences, choose(logits, batch.sequences, self.eos_token_ids), strict=True))

@@ -1,0 +1,118 @@
+"""A model's folder: where it is (on disk, in the package, on the hub), and what can be said of it without torch."""
+
+import hashlib
+import json
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from gptj_batch.demo import demo_folder
+from gptj_batch.errors import CheckpointError
+
+DEMO: Final = "demo"
+
+# Never fetched: other frameworks' weights. Pickles are fetched only where a repository has nothing else.
+SMALL_FILES: Final = ["*.json", "merges.txt", "vocab.txt"]
+HUB_NAME: Final = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
+
+
+def resolve_folder(path: str | Path, revision: str | None = None) -> Path:
+    """Return the local folder of a model given as a folder or a hub name such as `EleutherAI/gpt-j-6B`.
+
+    `demo` is the model in the package (write ./demo for a folder of that name); otherwise an existing folder wins.
+    Raises CheckpointError where there is neither.
+    """
+    if str(path) == DEMO:
+        return demo_folder("causal-lm")
+    folder = Path(path).expanduser()
+    if folder.is_dir():
+        return folder
+    if folder.exists():
+        raise CheckpointError(f"model path {folder} is a file; give the folder that holds config.json and the weights")
+    if not HUB_NAME.fullmatch(str(path)):
+        raise CheckpointError(f"model path {str(path)!r} is neither a folder nor a hub name of the form owner/model")
+    return _download(str(path), revision)
+
+
+def _download(name: str, revision: str | None) -> Path:
+    from huggingface_hub import snapshot_download
+
+    try:
+        folder = Path(snapshot_download(name, revision=revision, allow_patterns=[*SMALL_FILES, "*.safetensors"]))
+        if not any(folder.glob("*.safetensors")):
+            patterns = [*SMALL_FILES, "pytorch_model*.bin"]
+            folder = Path(snapshot_download(name, revision=revision, allow_patterns=patterns))
+        return folder
+    except Exception as error:  # noqa: BLE001 - the client lets the errors of its HTTP library through
+        reason = f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else 'no details'}"
+        wanted = name if revision is None else f"{name} (revision {revision})"
+        raise CheckpointError(
+            f"model {wanted} is no folder here and could not be fetched from the hub ({reason}); "
+            "give a local folder, or make the hub reachable"
+        ) from None
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelFacts:
+    """What a run must know of its model before any weight is read."""
+
+    folder: Path
+    n_positions: int
+    vocab_size: int
+    architectures: tuple[str, ...]
+    identity: str
+
+
+def read_facts(path: str | Path, revision: str | None = None) -> ModelFacts:
+    """Return the facts of a model. Raises CheckpointError where its config.json is missing or is not a GPT-J's."""
+    folder = resolve_folder(path, revision)
+    config = _read_config(folder)
+    return ModelFacts(
+        folder=folder,
+        n_positions=_whole_number(config, "n_positions", 2048, folder),
+        vocab_size=_whole_number(config, "vocab_size", 50400, folder),
+        architectures=tuple(config.get("architectures") or ()),
+        identity=identity(folder),
+    )
+
+
+def _read_config(folder: Path) -> dict[str, Any]:
+    try:
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise CheckpointError(
+            f"{folder / 'config.json'} cannot be read ({type(error).__name__}); give a model folder"
+        ) from None
+    if not isinstance(config, dict) or config.get("model_type", "gptj") != "gptj":
+        kind = config.get("model_type") if isinstance(config, dict) else type(config).__name__
+        raise CheckpointError(f"{folder / 'config.json'}: model_type is {kind!r}; only 'gptj' is run here")
+    return config
+
+
+def _whole_number(config: dict[str, Any], name: str, default: int, folder: Path) -> int:
+    value = config.get(name, default)
+    if not isinstance(value, int) or value < 1:
+        raise CheckpointError(f"{folder / 'config.json'}: {name} must be a whole number of at least 1, got {value!r}")
+    return value
+
+
+# Of each weight file, its size and this much of both ends: a safetensors file's header is at its start. Reading all of
+# 12 GB would cost every start a minute; a change in the middle alone goes unseen, which README says.
+SAMPLED_BYTES: Final = 1 << 20
+
+
+def identity(folder: Path) -> str:
+    """Return a hash over a model's configuration, tokenizer, and the index, sizes and ends of its weight files."""
+    digest = hashlib.sha256()
+    for file in sorted(folder.iterdir()):
+        if file.suffix == ".json" or file.name == "merges.txt":
+            digest.update(file.name.encode() + b"\0" + file.read_bytes())
+        elif file.suffix in (".safetensors", ".bin"):
+            size = file.stat().st_size
+            digest.update(f"{file.name}\0{size}\0".encode())
+            with file.open("rb") as stream:
+                digest.update(stream.read(SAMPLED_BYTES))
+                stream.seek(max(0, size - SAMPLED_BYTES))
+                digest.update(stream.read(SAMPLED_BYTES))
+    return digest.hexdigest()

@@ -1,0 +1,1 @@
+"""Prompts: a record becomes text by a template, text becomes token ids, and token ids are made to fit."""

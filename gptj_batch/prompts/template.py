@@ -1,0 +1,201 @@
+"""A prompt template: a record in, text out, in a sandbox, with errors that name the column and never hold its text."""
+
+from collections.abc import Collection, Mapping
+from datetime import date, time, timedelta
+from decimal import Decimal
+from difflib import get_close_matches
+from types import TracebackType
+from typing import Any
+from uuid import UUID
+
+from jinja2 import Template, TemplateSyntaxError, Undefined, meta, nodes, pass_context
+from jinja2.exceptions import SecurityError, UndefinedError
+from jinja2.runtime import Context
+
+from gptj_batch.errors import ConfigError, RecordError, shorten
+from gptj_batch.prompts.sandbox import TEXT_FILTERS, ForbiddenError, Sandbox
+
+MAX_PROMPT_CHARS = 4 * 1024 * 1024
+MAX_COLUMNS_SHOWN = 20
+
+_FILE = "<prompt template>"
+_SHOW = "\0show"  # no template can write this name
+_BUDGET = "\0budget"
+_PLAIN = (str, int, float, Decimal, date, time, timedelta, UUID)
+_HINTS = {
+    type(None): 'is null; leave it out with {{% if {0} %}}...{{% endif %}}, or write {{{{ {0} or "" }}}}',
+    list: 'is a list; render its items, for example {{{{ {0} | join(", ") }}}}',
+    tuple: 'is a list; render its items, for example {{{{ {0} | join(", ") }}}}',
+    dict: "is a structure; render one of its fields, or all with {{{{ {0} | tojson }}}}",
+    bytes: "is binary, not text; convert the column to text first",
+}
+
+
+class PromptTemplate:
+    """A Jinja template over the columns of a record.
+
+    setting: the full name of the setting that holds the template, for messages
+
+    Null is an error only where it is rendered, so `{% if subtitle %}...{% endif %}` works. Raises ConfigError for a
+    template that is not valid. Can be pickled.
+    """
+
+    def __init__(self, source: str, setting: str = "task.prompt") -> None:
+        self.source = source
+        self.setting = setting
+        sandbox = Sandbox()
+        try:
+            tree = sandbox.parse(source)
+            self._check_tree(tree, sandbox)
+            self.columns = frozenset(meta.find_undeclared_variables(tree))
+            self._label_outputs(tree)
+            tree.set_environment(sandbox)
+            sandbox.filters[_SHOW] = _show
+            code = sandbox.compile(tree, None, _FILE)
+        except TemplateSyntaxError as error:
+            raise ConfigError(f"{setting}: line {error.lineno}: {shorten(error.message, 500)}") from error
+        except (RecursionError, SyntaxError, MemoryError) as error:
+            raise ConfigError(f"{setting}: the template is nested too deeply ({type(error).__name__})") from error
+        self._template = Template.from_code(sandbox, code, sandbox.globals)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return PromptTemplate, (self.source, self.setting)
+
+    def check_columns(self, names: Collection[str]) -> None:
+        """Raise ConfigError for a column of the template that is not among `names`."""
+        for column in sorted(self.columns - set(names)):
+            close = get_close_matches(column, names, n=1)
+            hint = f' Did you mean "{shorten(close[0], 40)}"?' if close else ""
+            known = ", ".join(f'"{shorten(name, 40)}"' for name in list(names)[:MAX_COLUMNS_SHOWN])
+            more = f" and {len(names) - MAX_COLUMNS_SHOWN} more" if len(names) > MAX_COLUMNS_SHOWN else ""
+            raise ConfigError(
+                f'{self.setting}: the input has no column "{shorten(column, 40)}".{hint} It has {known}{more}'
+            )
+
+    def render(self, record: Mapping[str, Any]) -> str:
+        """Return the record's prompt. Raises RecordError, whose message names the column and the rule."""
+        context = self._template.new_context({**record, _BUDGET: _Budget()})
+        try:
+            text = "".join(self._template.root_render_func(context))
+        except RecordError:
+            raise
+        except Exception as error:  # noqa: BLE001 - a template may fail in any way, and only this row with it
+            raise RecordError(self._reason(error, record)) from None  # the cause may quote the record
+        if len(text) > MAX_PROMPT_CHARS:
+            raise _too_long()
+        if not text.isascii():
+            _check_unicode(text, record)
+        return text
+
+    def _check_tree(self, tree: nodes.Template, sandbox: Sandbox) -> None:
+        for foreign in tree.find_all((nodes.Include, nodes.Import, nodes.FromImport, nodes.Extends)):
+            raise TemplateSyntaxError("a prompt cannot include, import or extend other templates", foreign.lineno)
+        for called in tree.find_all(nodes.Filter):
+            if called.name not in sandbox.filters:
+                known = ", ".join(sorted(sandbox.filters))
+                raise TemplateSyntaxError(f"no filter {called.name!r}; there are {known}", called.lineno)
+        for test in tree.find_all(nodes.Test):
+            if test.name not in sandbox.tests:
+                raise TemplateSyntaxError(f"no test {test.name!r}", test.lineno)
+
+    def _label_outputs(self, tree: nodes.Template) -> None:
+        """Send all that becomes text through `_show`, with what it is called: a value alone would not say."""
+        texts: list[nodes.Output | nodes.Concat] = [*tree.find_all(nodes.Output), *tree.find_all(nodes.Concat)]
+        for node in texts:
+            node.nodes = [part if isinstance(part, nodes.TemplateData) else self._shown(part) for part in node.nodes]
+        for called in list(tree.find_all(nodes.Filter)):
+            if called.name in TEXT_FILTERS and called.node is not None:  # they would make "None" of a null
+                called.node = self._shown(called.node)
+
+    def _shown(self, node: nodes.Expr) -> nodes.Expr:
+        name = _dotted(node)
+        if name is None:
+            label = f"the expression in line {node.lineno}"
+        elif name in self.columns:
+            label = f'column "{name}"'
+        else:
+            label = f'"{name}"'
+        arguments: list[nodes.Expr] = [nodes.Const(label), nodes.Const(name or "x")]
+        return nodes.Filter(node, _SHOW, arguments, [], None, None, lineno=node.lineno)
+
+    def _reason(self, error: Exception, record: Mapping[str, Any]) -> str:
+        """Return what went wrong, without the error's own text: it may quote the record."""
+        where = f"{self.setting}, line {self._line(error.__traceback__)}"
+        if isinstance(error, ForbiddenError):
+            return f"{where}: {error}"
+        nulls = [f'"{name}"' for name in sorted(self.columns) if name in record and record[name] is None]
+        null = f"; null in this record: {', '.join(nulls)}" if nulls else ""
+        if isinstance(error, UndefinedError):
+            return f"{where}: the template uses a column or field that is missing in this record{null}"
+        if isinstance(error, SecurityError):
+            return f"{where}: the template uses a method or attribute that prompts may not use"
+        return f"{where}: {type(error).__name__}, as a value does not fit what the template does with it{null}"
+
+    def _line(self, traceback: TracebackType | None) -> int:
+        line = 0
+        while traceback is not None:
+            if traceback.tb_frame.f_code.co_filename == _FILE:
+                line = self._template.get_corresponding_lineno(traceback.tb_lineno)
+            traceback = traceback.tb_next
+        return line
+
+
+class _Budget:
+    """How many more characters one prompt may render, also inside a macro or a `set` block."""
+
+    def __init__(self) -> None:
+        self.left = MAX_PROMPT_CHARS
+
+    def spend(self, num_chars: int) -> None:
+        self.left -= num_chars
+        if self.left < 0:
+            raise _too_long()
+
+
+@pass_context
+def _show(context: Context, value: Any, label: str, name: str) -> str:
+    """Return a rendered value as text; refuse what has no plain form."""
+    text = value if type(value) is str else _text(value, label, name)
+    context.parent[_BUDGET].spend(len(text))
+    return text
+
+
+def _text(value: Any, label: str, name: str) -> str:
+    if isinstance(value, _PLAIN):
+        return str(value)
+    if isinstance(value, Undefined):
+        raise RecordError(f"{label} is missing in this record; the template renders it")
+    hint = _HINTS.get(type(value))
+    if hint is None:
+        raise RecordError(f"{label} is a {type(value).__name__}, which has no plain text")
+    raise RecordError(f"{label} {hint.format(name)}")
+
+
+def _dotted(node: nodes.Node) -> str | None:
+    """Return `a` or `a.b.c` for an expression that is no more than that."""
+    if isinstance(node, nodes.Name):
+        return node.name
+    if isinstance(node, nodes.Getattr) and (base := _dotted(node.node)):
+        return f"{base}.{node.attr}"
+    return None
+
+
+def _too_long() -> RecordError:
+    return RecordError(
+        f"the prompt has more than {MAX_PROMPT_CHARS} characters; cut the column in the template, as in "
+        "{{ text[:100000] }}"
+    )
+
+
+def _check_unicode(text: str, record: Mapping[str, Any]) -> None:
+    """Raise RecordError for lone surrogates, which no UTF-8 can hold."""
+    values = {f'column "{shorten(name, 40)}"': value for name, value in record.items() if isinstance(value, str)}
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        for label, value in {**values, "the prompt": text}.items():
+            try:
+                value.encode()
+            except UnicodeEncodeError as error:
+                byte = len(value[: error.start].encode())
+                raise RecordError(f"{label} holds invalid UTF-8 at byte {byte} (a lone surrogate)") from None

@@ -1,0 +1,164 @@
+"""Where the input's files are: a file, a folder, a glob or a list of them, on a disk or in a bucket."""
+
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from pathlib import Path, PurePosixPath
+from typing import Any
+from urllib.parse import unquote, urlsplit
+
+import pyarrow as pa
+from pyarrow import fs
+
+from gptj_batch.errors import ConfigError, InputError
+
+_BUCKETS = ("s3", "gs")
+_WILDCARD = re.compile(r"[*?\[]")
+_URI = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
+
+
+@dataclass(frozen=True)
+class Place:
+    """A path as its file system calls it, and how to write it so that another process finds it."""
+
+    filesystem: Any
+    path: str
+    before: str = ""
+    after: str = ""
+
+    def public(self, path: str) -> str:
+        """Return a path of this file system as a local path or a URI."""
+        return f"{self.before}{path}{self.after}"
+
+
+@dataclass(frozen=True)
+class FoundFile:
+    """A file that `input.path` leads to; `named` when the user wrote its whole name."""
+
+    path: str
+    size_bytes: int
+    mtime_ns: int
+    named: bool
+
+
+def locate(path: str) -> Place:
+    """Return where `path` points; in a URI "?" begins the file system's options, it is no wildcard there.
+
+    Raises ConfigError for a scheme that is not read (http among them), InputError for a bucket that cannot be reached.
+    """
+    if not _URI.match(path):
+        return Place(fs.LocalFileSystem(), Path(path).expanduser().absolute().as_posix())
+    uri = urlsplit(path)
+    if uri.scheme == "file":
+        return Place(fs.LocalFileSystem(), unquote(uri.path))
+    if uri.scheme not in _BUCKETS:
+        raise ConfigError(
+            f"input.path: {uri.scheme}:// is not read; local paths, s3:// and gs:// are. Copy the files to one of these"
+        )
+    # Only the bucket goes through pyarrow's URI parser: keys may hold spaces, '#' and wildcards.
+    key, _, query = path.removeprefix(f"{uri.scheme}://{uri.netloc}").partition("?")
+    suffix = f"?{query}" if query else ""
+    try:
+        filesystem, bucket = fs.FileSystem.from_uri(f"{uri.scheme}://{uri.netloc}{suffix}")
+    except (OSError, pa.ArrowException) as error:
+        raise InputError(f"input.path: {uri.scheme}://{uri.netloc} cannot be reached: {error}") from error
+    return Place(filesystem, f"{bucket}{key}".rstrip("/"), f"{uri.scheme}://", suffix)
+
+
+def find_files(paths: str | Sequence[str]) -> list[FoundFile]:
+    """Return every file that `paths` lead to, once, sorted by path.
+
+    Folders are read with their subfolders; names that begin with "_" or "." are left out, as Parquet readers do.
+    Raises InputError where a path leads to nothing, ConfigError for hive partitions (`key=value` folders).
+    """
+    found: dict[str, FoundFile] = {}
+    for path in [paths] if isinstance(paths, str) else paths:
+        place = locate(path)
+        try:
+            matches = list(_find(place))
+        except OSError as error:
+            raise InputError(f'input.path: "{path}" cannot be listed: {error}') from error
+        if not matches:
+            raise InputError(
+                f'input.path: nothing matches "{path}" (looked for {place.public(place.path)}; names that begin '
+                'with "_" or "." are left out). Check the path, and that every machine sees it'
+            )
+        for file in matches:
+            found.setdefault(file.path, file)
+    return [found[path] for path in sorted(found)]
+
+
+def _find(place: Place) -> Iterator[FoundFile]:
+    info = place.filesystem.get_file_info(place.path)
+    if info.type == fs.FileType.NotFound and _WILDCARD.search(place.path):
+        root, parts = _split_at_wildcard(place.path)
+        for match in _expand(place.filesystem, root, parts):
+            yield from _files_of(place, match, named=False, root=root)
+    else:
+        yield from _files_of(place, info, named=True, root=place.path)
+
+
+def _files_of(place: Place, info: Any, named: bool, root: str) -> Iterator[FoundFile]:
+    if info.type == fs.FileType.File:
+        _refuse_partitions(info.path, root)
+        yield FoundFile(place.public(info.path), info.size, info.mtime_ns or 0, named)
+    elif info.type == fs.FileType.Directory:
+        inside = place.filesystem.get_file_info(fs.FileSelector(info.path, recursive=True))
+        _refuse_unfinished(place, {entry.path for entry in inside})
+        for entry in inside:
+            if not _is_hidden(entry.path, info.path) and entry.type == fs.FileType.File:
+                yield from _files_of(place, entry, named=False, root=root)
+
+
+def _split_at_wildcard(path: str) -> tuple[str, list[str]]:
+    parts = path.split("/")
+    first = next(i for i, part in enumerate(parts) if _WILDCARD.search(part))
+    return "/".join(parts[:first]) or "/", parts[first:]
+
+
+def _expand(filesystem: Any, root: str, parts: Sequence[str]) -> Iterator[Any]:
+    """Yield what matches the glob `parts` below `root`; "**" stands for any number of folders."""
+    part, rest = parts[0], parts[1:]
+    below = sorted(
+        filesystem.get_file_info(fs.FileSelector(root, allow_not_found=True)), key=lambda info: str(info.path)
+    )
+    if part == "**" and rest:
+        yield from _expand(filesystem, root, rest)
+    for info in below:
+        name = PurePosixPath(info.path).name
+        if not fnmatchcase(name, "*" if part == "**" else part) or (name[0] in "_." and part[0] not in "_."):
+            continue
+        is_folder = info.type == fs.FileType.Directory
+        if is_folder and part == "**" and rest:
+            yield from _expand(filesystem, info.path, parts)
+        elif is_folder and rest:
+            yield from _expand(filesystem, info.path, rest)
+        elif not rest:
+            yield info
+
+
+def _below(path: str, root: str) -> tuple[str, ...]:
+    return PurePosixPath(path).relative_to(root).parts
+
+
+def _is_hidden(path: str, root: str) -> bool:
+    return any(part[0] in "_." for part in _below(path, root))
+
+
+def _refuse_partitions(path: str, root: str) -> None:
+    folders = _below(path, root)[:-1]
+    if partition := next((folder for folder in folders if "=" in folder.lstrip("=")), None):
+        raise ConfigError(
+            f'input.path: "{partition}" in {path} is a hive partition; partition columns are not in this version. '
+            "Name one partition's folder (its column is then left out), or write the files without partitions"
+        )
+
+
+def _refuse_unfinished(place: Place, inside: set[str]) -> None:
+    outputs = [path.removesuffix("/_gptj_batch") for path in inside if path.endswith("/_gptj_batch")]
+    if unfinished := [output for output in outputs if f"{output}/_SUCCESS" not in inside]:
+        raise InputError(
+            f"input.path: {place.public(min(unfinished))} is the output of a gptj-batch run that has not finished "
+            "(it has no _SUCCESS); run that job to its end first"
+        )

@@ -1,0 +1,142 @@
+"""What an output folder already holds: finished units, the configuration that made them, or somebody else's files."""
+
+import json
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gptj_batch.errors import OutputError, shorten
+from gptj_batch.records.output import OutputFolder, not_written
+from gptj_batch.records.plan import UnitPlan
+
+UnitIndices = NDArray[np.int32]
+
+
+def committed_units(output: str | Path, plan: UnitPlan) -> UnitIndices:
+    """Return the numbers of the plan's units that are finished, ascending; all of them where the output is complete."""
+    folder = OutputFolder.at(output)
+    if folder.success.exists():
+        return np.arange(plan.num_units, dtype=np.int32)
+    indices = np.array(folder.unit_indices(), dtype=np.int64)
+    return indices[indices < plan.num_units].astype(np.int32)
+
+
+def pending_units(output: str | Path, plan: UnitPlan) -> UnitIndices:
+    """Return the numbers of the plan's units that are still to do, ascending."""
+    pending = np.ones(plan.num_units, dtype=bool)
+    pending[committed_units(output, plan)] = False
+    return np.flatnonzero(pending).astype(np.int32)
+
+
+def contents(output: str | Path) -> Literal["nothing", "ours", "foreign"]:
+    """Tell whether a folder holds nothing (but names with a dot), an output of gptj-batch, or somebody else's files."""
+    folder = OutputFolder.at(output)
+    if folder.root.exists() and not folder.root.is_dir():
+        return "foreign"
+    if folder.private.is_dir() and not folder.private.is_symlink():
+        return "ours"
+    try:
+        names = [path.name for path in folder.root.iterdir()]
+    except FileNotFoundError:
+        return "nothing"
+    except OSError as error:
+        raise not_written(folder.root, error) from error
+    return "foreign" if any(not name.startswith(".") for name in names) else "nothing"
+
+
+def clean(output: str | Path) -> None:
+    """Remove an earlier run's output: its parts, `_SUCCESS` and `_gptj_batch/`, and nothing else.
+
+    Raises OutputError for a folder that gptj-batch did not make, and where something cannot be removed.
+    """
+    folder = OutputFolder.at(output)
+    if contents(output) == "foreign":
+        raise OutputError(
+            f"output.path: {folder.root} is not an output of gptj-batch, so nothing in it is overwritten; choose "
+            "another output.path, or empty the folder yourself"
+        )
+    # The plan goes last: until then the folder is known for what it was, and no other run goes on with its units.
+    doomed = [folder.success, *folder.parts(), folder.units, folder.staging]
+    doomed += [path for path in _entries(folder.private) if path not in (*doomed, folder.plan)]
+    for path in [*doomed, folder.plan, folder.private]:
+        try:
+            _remove(path)
+        except OSError as error:
+            raise not_written(path, error) from error
+
+
+def _entries(folder: Path) -> list[Path]:
+    return sorted(folder.iterdir()) if folder.is_dir() else []
+
+
+def _remove(path: Path) -> None:
+    """Remove a file or a folder; of a link only the link."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def save_plan(output: str | Path, fingerprint: Mapping[str, Any]) -> None:
+    """Write down which configuration makes this output. Raises OutputError."""
+    folder = OutputFolder.at(output)
+    with folder.whole_file(folder.plan) as staged:
+        staged.write_text(json.dumps(fingerprint, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+
+
+def load_plan(output: str | Path) -> dict[str, Any] | None:
+    """Return what `save_plan` wrote; None for an output that has not begun.
+
+    Raises OutputError where it cannot be read, and where units or parts are there without it.
+    """
+    folder = OutputFolder.at(output)
+    try:
+        plan = json.loads(folder.plan.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        if contents(output) == "ours" and (folder.unit_indices() or folder.parts()):
+            raise OutputError(
+                f"output.path: {folder.root} has results but no {folder.plan.name} that says what made them; overwrite "
+                "it with output.on_exists=overwrite, or choose another output.path"
+            ) from None
+        return None
+    except (OSError, ValueError) as error:
+        raise _unreadable(folder, str(error)) from error
+    if not isinstance(plan, dict):
+        raise _unreadable(folder, "it is not a JSON object")
+    return plan
+
+
+def _unreadable(folder: OutputFolder, reason: str) -> OutputError:
+    return OutputError(
+        f"output.path: {folder.plan} cannot be read: {shorten(reason, 200)}; overwrite the output with "
+        "output.on_exists=overwrite, or choose another output.path"
+    )
+
+
+def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
+    """Return one line `field: old -> new` for every field that differs, by name; nested ones with dots."""
+    before, after = (_flat(json.loads(json.dumps(fingerprint))) for fingerprint in (old, new))
+    names = sorted(before.keys() | after.keys())
+    return [
+        f"{name}: {_shown(before, name)} -> {_shown(after, name)}"
+        for name in names
+        if name not in before or name not in after or before[name] != after[name]
+    ]
+
+
+def _flat(fingerprint: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for name, value in fingerprint.items():
+        if isinstance(value, dict) and value:
+            flat |= _flat(value, f"{prefix}{name}.")
+        else:
+            flat[prefix + name] = value
+    return flat
+
+
+def _shown(values: Mapping[str, Any], name: str) -> str:
+    return shorten(json.dumps(values[name], ensure_ascii=False)) if name in values else "nothing"

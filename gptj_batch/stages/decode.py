@@ -1,0 +1,25 @@
+"""The fourth stage: packed results in, the task's columns out."""
+
+import pyarrow as pa
+
+from gptj_batch.records.schema import append
+from gptj_batch.stages.columns import ERROR, RAW
+from gptj_batch.stages.tokenize import load_tokenizer
+from gptj_batch.tasks.base import ERROR_COLUMN, Task
+
+
+class DecodeStage:
+    """Add the task's columns and `error`, each name behind the output's prefix."""
+
+    def __init__(self, task: Task, model_path: str, revision: str | None, prefix: str) -> None:
+        self._task = task
+        self._model = (model_path, revision)
+        self._prefix = prefix
+
+    def __call__(self, table: pa.Table) -> pa.Table:
+        """Return the table with the columns in place of the packed results."""
+        columns = self._task.columns(table.column(RAW).to_pylist(), load_tokenizer(*self._model))
+        columns.append(table.column(ERROR).combine_chunks())
+        fields = [*self._task.adds, pa.field(ERROR_COLUMN, pa.string())]
+        named = [field.with_name(self._prefix + field.name) for field in fields]
+        return append(table.drop_columns([RAW]), pa.table(columns, schema=pa.schema(named)))

@@ -1,0 +1,84 @@
+"""What a replica claims from the cluster, and how many replicas there can be."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from gptj_batch.errors import ConfigError
+
+# Reading, tokenizing, decoding and writing are short and mostly wait on the disk; a whole CPU for each would starve
+# them next to a replica on a small machine.
+CPU_STAGE_CPUS = 0.25
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReplicaPlan:
+    """The claim of one replica, and between how many and how many there are."""
+
+    min_replicas: int
+    max_replicas: int
+    initial_replicas: int
+    num_gpus: float
+    num_cpus: float
+    num_threads: int
+
+    @property
+    def device(self) -> str:
+        """Return the device that a replica computes on."""
+        return "cuda" if self.num_gpus > 0 else "cpu"
+
+
+def plan_replicas(
+    nodes: Sequence[Mapping[str, float]],
+    min_replicas: int,
+    max_replicas: int | None,
+    gpus_each: float | None,
+    cpus_each: float | None,
+) -> ReplicaPlan:
+    """Choose a replica's claim from the nodes' resources (`CPU`, `GPU`), where the user left it open.
+
+    With GPUs, each replica takes one. Without, there is one replica a node, which computes on all of its cores: two
+    halves would each read all the weights. It claims all but one CPU, so that reading and writing go on beside it,
+    and sets its threads by itself, since Ray would give it as many as it claims.
+
+    Raises ConfigError where not even one replica fits.
+    """
+    has_gpus = any(node.get("GPU", 0) > 0 for node in nodes)
+    num_gpus = gpus_each if gpus_each is not None else float(has_gpus)
+    node_cpus = min((int(node.get("CPU", 0)) for node in nodes if node.get("CPU", 0) >= 1), default=1)
+    if cpus_each is not None:
+        num_cpus = cpus_each
+    elif num_gpus > 0:
+        num_cpus = 1.0 if node_cpus > 1 else 0.5
+    else:
+        num_cpus = float(max(node_cpus - 1, 1)) if node_cpus > 1 else 0.5
+    fitting = sum(_fitting(node, num_gpus, num_cpus) for node in nodes)
+    if fitting == 0:
+        raise ConfigError(
+            f"no node has room for one replica of {num_gpus:g} GPUs and {num_cpus:g} CPUs (replicas.gpus_each, "
+            f"replicas.cpus_each); the nodes have {_described(nodes)}"
+        )
+    most = fitting if max_replicas is None else max_replicas
+    if min_replicas > most:
+        raise ConfigError(f"replicas.min ({min_replicas}) is above what fits into the cluster ({most})")
+    share = max(1, round(node_cpus if cpus_each is None and num_gpus == 0 else num_cpus))
+    return ReplicaPlan(
+        min_replicas=min_replicas,
+        max_replicas=most,
+        initial_replicas=max(min_replicas, min(most, fitting)),
+        num_gpus=num_gpus,
+        num_cpus=num_cpus,
+        num_threads=share,
+    )
+
+
+def _fitting(node: Mapping[str, float], num_gpus: float, num_cpus: float) -> int:
+    """Return how many replicas fit on a node, leaving room for the CPU stages."""
+    by_gpu = int(node.get("GPU", 0) // num_gpus) if num_gpus > 0 else None
+    by_cpu = int((node.get("CPU", 0) - CPU_STAGE_CPUS) // num_cpus) if num_cpus > 0 else None
+    if by_gpu is None and by_cpu is None:
+        return 1
+    return max(0, min(number for number in (by_gpu, by_cpu) if number is not None))
+
+
+def _described(nodes: Sequence[Mapping[str, float]]) -> str:
+    return "; ".join(f"{node.get('CPU', 0):g} CPUs and {node.get('GPU', 0):g} GPUs" for node in nodes[:8]) or "nothing"

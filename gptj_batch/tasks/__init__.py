@@ -1,0 +1,1 @@
+"""The tasks: each turns records into requests, and results into columns."""

@@ -1,0 +1,170 @@
+"""The task `classify`: one of a list of labels, by the likelihood that the model gives each behind a prompt.
+
+Adds `label`, `label_score` (its probability) and `label_scores` (every label's probability, in the order of `labels`).
+The probabilities are normalised over the labels: p(label) = exp(l_label) / sum over labels of exp(l), where l is the
+log-likelihood of the label's text given the prompt, summed over its tokens or, with `likelihood: mean`, averaged.
+Nothing is generated and nothing matched.
+"""
+
+import math
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any, Literal
+
+import pyarrow as pa
+from pydantic import Field, field_validator
+
+from gptj_batch.errors import ConfigError
+from gptj_batch.prompts.template import PromptTemplate
+from gptj_batch.prompts.tokenizer import Tokenizer
+from gptj_batch.prompts.truncation import TruncationSide
+from gptj_batch.requests import AnyRequest, LabelRequest
+from gptj_batch.results import AnyResult, Labelled
+from gptj_batch.tasks.base import Settings, column
+
+
+class ClassifySettings(Settings):
+    """The block `task` of a job of kind `classify`."""
+
+    kind: Literal["classify"]
+    method: Literal["prompt"] = "prompt"
+    """`prompt`: by the likelihood of each label's text. (`head`, a trained classifier, is not in this version.)"""
+    prompt: str
+    """Template over the record's columns, e.g. "{{ text }}\\nTopic:"."""
+    labels: dict[str, str] | tuple[str, ...] = Field(min_length=2)
+    """The labels, or a map from each label to the text that is scored in its stead.
+
+    A label of a list is scored with a space before it where the prompt does not end in white space, as words follow
+    words in text; the texts of a map are taken as they are.
+    """
+    likelihood: Literal["sum", "mean"] = "sum"
+    """`sum`: a label's tokens together. `mean`: per token, which takes from short labels their advantage."""
+    truncate: TruncationSide = "error"
+    """A prompt that does not fit: cut at its left or right end, or make it the row's error."""
+
+    @field_validator("labels", mode="before")
+    @classmethod
+    def _as_tuple(cls, value: Any) -> Any:
+        return tuple(value) if isinstance(value, list) else value
+
+    @field_validator("labels")
+    @classmethod
+    def _check_labels(cls, value: dict[str, str] | tuple[str, ...]) -> dict[str, str] | tuple[str, ...]:
+        texts = list(value.values()) if isinstance(value, dict) else list(value)
+        if "" in texts or "" in value:
+            raise ValueError("a label and its text must not be empty")
+        twice = sorted({text for text in texts if texts.count(text) > 1})
+        if twice:
+            raise ValueError(f"two labels have the same text {twice[0]!r}; the model cannot tell them apart")
+        return value
+
+
+class ClassifyTask:
+    """See the module."""
+
+    def __init__(self, settings: ClassifySettings) -> None:
+        self.settings = settings
+        self._template = PromptTemplate(settings.prompt, "task.prompt")
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """Return the labels, in the order given."""
+        return tuple(self.settings.labels)
+
+    @property
+    def label_texts(self) -> tuple[str, ...]:
+        """Return the text that is scored for each label."""
+        labels = self.settings.labels
+        if isinstance(labels, dict):
+            return tuple(labels.values())
+        space = "" if self.settings.prompt[-1:].isspace() else " "
+        return tuple(space + label for label in labels)
+
+    @property
+    def reads(self) -> frozenset[str]:
+        """Return the columns of the prompt."""
+        return self._template.columns
+
+    def check_columns(self, names: Collection[str]) -> None:
+        """Raise ConfigError where the prompt uses a column that is not among `names`."""
+        self._template.check_columns(names)
+
+    @property
+    def truncate(self) -> TruncationSide:
+        """Return which side of a long prompt is cut."""
+        return self.settings.truncate
+
+    @property
+    def adds(self) -> pa.Schema:
+        """Return the columns that the task adds."""
+        return pa.schema(
+            [
+                pa.field("label", pa.string()),
+                pa.field("label_score", pa.float64()),
+                pa.field("label_scores", pa.map_(pa.string(), pa.float64())),
+            ]
+        )
+
+    @property
+    def raw_type(self) -> pa.DataType:
+        """Return the packed form: the log-likelihood of each label."""
+        return pa.list_(pa.float64())
+
+    def prompt(self, record: Mapping[str, Any]) -> str:
+        """Render the prompt. Raises RecordError."""
+        return self._template.render(record)
+
+    def request_maker(self, tokenizer: Tokenizer) -> "ClassifyRequestMaker":
+        """Return the maker of requests. Raises ConfigError where two labels become the same tokens."""
+        return ClassifyRequestMaker(self.labels, self.label_texts, tokenizer)
+
+    def pack(self, results: Sequence[AnyResult]) -> list[float]:
+        """Return one row's label log-likelihoods."""
+        (result,) = results
+        assert isinstance(result, Labelled)
+        return list(result.label_logprobs)
+
+    def columns(self, raw: Sequence[Any], tokenizer: Tokenizer) -> list[pa.Array]:
+        """Return the added columns."""
+        lengths = [len(ids) for ids in tokenizer.encode_batch(list(self.label_texts))]
+        if self.settings.likelihood == "sum":
+            lengths = [1] * len(lengths)
+        scores = [None if row is None else probabilities(row, lengths) for row in raw]
+        best = [None if row is None else max(range(len(row)), key=row.__getitem__) for row in scores]
+        by_name: dict[str, list[Any]] = {
+            "label": [None if index is None else self.labels[index] for index in best],
+            "label_score": [
+                None if row is None or index is None else row[index] for row, index in zip(scores, best, strict=True)
+            ],
+            "label_scores": [None if row is None else list(zip(self.labels, row, strict=True)) for row in scores],
+        }
+        return [column(by_name[field.name], field) for field in self.adds]
+
+
+class ClassifyRequestMaker:
+    """Turns token ids into one request that scores every label."""
+
+    def __init__(self, labels: Sequence[str], texts: Sequence[str], tokenizer: Tokenizer) -> None:
+        self._label_token_ids = tuple(tuple(ids) for ids in tokenizer.encode_batch(list(texts)))
+        seen: dict[tuple[int, ...], str] = {}
+        for label, ids in zip(labels, self._label_token_ids, strict=True):
+            if ids in seen:
+                raise ConfigError(f"task.labels: {seen[ids]!r} and {label!r} become the same tokens; change one's text")
+            seen[ids] = label
+
+    @property
+    def reserved_tokens(self) -> int:
+        """Return the number of tokens of the longest label."""
+        return max(len(ids) for ids in self._label_token_ids)
+
+    def requests(self, key: str, prompt_token_ids: Sequence[int]) -> list[AnyRequest]:
+        """Return the row's one request."""
+        return [LabelRequest(key=key, prompt_token_ids=prompt_token_ids, label_token_ids=self._label_token_ids)]
+
+
+def probabilities(logprobs: Sequence[float], lengths: Sequence[int]) -> list[float]:
+    """Return the softmax over labels of log-likelihood / length."""
+    scores = [logprob / length for logprob, length in zip(logprobs, lengths, strict=True)]
+    highest = max(scores)
+    weights = [math.exp(score - highest) for score in scores]
+    total = sum(weights)
+    return [weight / total for weight in weights]

@@ -1,0 +1,232 @@
+"""The task `generate`: continue a prompt.
+
+Adds `generated_text` (a list where num_samples > 1), `finish_reason`, `num_prompt_tokens`, `num_generated_tokens` and,
+with `logprobs`, `generated_logprobs`; with several samples the last three but the prompt's count are lists too.
+"""
+
+import hashlib
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any, Literal, Self
+
+import pyarrow as pa
+from pydantic import Field, field_validator, model_validator
+
+from gptj_batch.prompts.template import PromptTemplate
+from gptj_batch.prompts.tokenizer import Tokenizer
+from gptj_batch.prompts.truncation import TruncationSide
+from gptj_batch.requests import AnyRequest, Request, SamplingParams
+from gptj_batch.results import AnyResult, Generated
+from gptj_batch.tasks.base import Settings, column
+
+
+class GenerateSettings(Settings):
+    """The block `task` of a job of kind `generate`."""
+
+    kind: Literal["generate"]
+    prompt: str
+    """Template over the record's columns, e.g. "Summarize: {{ text }}"."""
+    max_new_tokens: int = Field(default=64, ge=1)
+    """The most tokens to generate; they must fit into the context behind the prompt."""
+    min_new_tokens: int = Field(default=0, ge=0)
+    """No end of text and no stop before so many tokens."""
+    temperature: float = Field(default=0.0, ge=0.0, allow_inf_nan=False)
+    """0 is greedy decoding."""
+    top_k: int = Field(default=0, ge=0)
+    """Sample among the k likeliest tokens; 0 is off."""
+    top_p: float = Field(default=1.0, gt=0.0, le=1.0)
+    """Sample among the likeliest tokens that hold this share of the probability; 1.0 is off."""
+    min_p: float = Field(default=0.0, ge=0.0, le=1.0)
+    """Drop tokens less likely than this share of the likeliest one's probability; 0.0 is off."""
+    repetition_penalty: float = Field(default=1.0, gt=0.0, allow_inf_nan=False)
+    """Above 1.0, tokens that were seen become less likely."""
+    stop: tuple[str, ...] = ()
+    """Generation ends where one of these texts appears; the text is cut before it."""
+    num_samples: int = Field(default=1, ge=1, le=1024)
+    """Continuations of each record."""
+    seed: int = 0
+    """Sampling draws from the seed, the record's key and the sample's number, and from nothing else."""
+    logprobs: bool = False
+    """Add the log-probability of every generated token."""
+    truncate: TruncationSide = "error"
+    """A prompt that does not fit: cut at its left or right end, or make it the row's error."""
+
+    @field_validator("stop", mode="before")
+    @classmethod
+    def _one_or_several(cls, value: Any) -> Any:
+        return (value,) if isinstance(value, str) else tuple(value) if isinstance(value, list) else value
+
+    @field_validator("stop")
+    @classmethod
+    def _no_empty_stop(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        if "" in value:
+            raise ValueError("an empty text would stop every generation at once; remove it")
+        return value
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.min_new_tokens > self.max_new_tokens:
+            raise ValueError(f"min_new_tokens ({self.min_new_tokens}) is above max_new_tokens ({self.max_new_tokens})")
+        if self.num_samples > 1 and self.temperature == 0.0:
+            raise ValueError("num_samples above 1 needs a temperature above 0: greedy samples are all the same")
+        return self
+
+
+class GenerateTask:
+    """See the module."""
+
+    def __init__(self, settings: GenerateSettings) -> None:
+        self.settings = settings
+        self._template = PromptTemplate(settings.prompt, "task.prompt")
+
+    @property
+    def reads(self) -> frozenset[str]:
+        """Return the columns of the prompt."""
+        return self._template.columns
+
+    def check_columns(self, names: Collection[str]) -> None:
+        """Raise ConfigError where the prompt uses a column that is not among `names`."""
+        self._template.check_columns(names)
+
+    @property
+    def truncate(self) -> TruncationSide:
+        """Return which side of a long prompt is cut."""
+        return self.settings.truncate
+
+    @property
+    def adds(self) -> pa.Schema:
+        """Return the columns that the task adds."""
+        fields = [
+            pa.field("generated_text", self._per_sample(pa.string())),
+            pa.field("finish_reason", self._per_sample(pa.string())),
+            pa.field("num_prompt_tokens", pa.int32()),
+            pa.field("num_generated_tokens", self._per_sample(pa.int32())),
+        ]
+        if self.settings.logprobs:
+            fields.append(pa.field("generated_logprobs", self._per_sample(pa.list_(pa.float32()))))
+        return pa.schema(fields)
+
+    def _per_sample(self, type_: pa.DataType) -> pa.DataType:
+        return type_ if self.settings.num_samples == 1 else pa.list_(type_)
+
+    @property
+    def raw_type(self) -> pa.DataType:
+        """Return the packed form: the token ids of every sample."""
+        sample = pa.struct(
+            [
+                ("token_ids", pa.list_(pa.int32())),
+                ("finish_reason", pa.string()),
+                ("num_prompt_tokens", pa.int32()),
+                ("logprobs", pa.list_(pa.float32())),
+            ]
+        )
+        return pa.list_(sample)
+
+    def prompt(self, record: Mapping[str, Any]) -> str:
+        """Render the prompt. Raises RecordError."""
+        return self._template.render(record)
+
+    def request_maker(self, tokenizer: Tokenizer) -> "GenerateRequestMaker":
+        """Return the maker of requests."""
+        return GenerateRequestMaker(self.settings, tokenizer)
+
+    def pack(self, results: Sequence[AnyResult]) -> list[dict[str, Any]]:
+        """Return one row's samples."""
+        samples = [result for result in results if isinstance(result, Generated)]
+        return [
+            {
+                "token_ids": sample.token_ids,
+                "finish_reason": sample.finish_reason,
+                "num_prompt_tokens": sample.num_prompt_tokens,
+                "logprobs": sample.logprobs,
+            }
+            for sample in samples
+        ]
+
+    def columns(self, raw: Sequence[Any], tokenizer: Tokenizer) -> list[pa.Array]:
+        """Return the added columns."""
+        texts = [None if row is None else [self._text(sample, tokenizer) for sample in row] for row in raw]
+        reasons = [None if row is None else [sample["finish_reason"] for sample in row] for row in raw]
+        counts = [None if row is None else [len(sample["token_ids"]) for sample in row] for row in raw]
+        prompts = [None if row is None else [row[0]["num_prompt_tokens"]] for row in raw]
+        logprobs = [None if row is None else [sample["logprobs"] for sample in row] for row in raw]
+        single = self.settings.num_samples == 1
+        by_name = {
+            "generated_text": _unwrapped(texts, single),
+            "finish_reason": _unwrapped(reasons, single),
+            "num_prompt_tokens": _unwrapped(prompts, True),
+            "num_generated_tokens": _unwrapped(counts, single),
+            "generated_logprobs": _unwrapped(logprobs, single),
+        }
+        return [column(by_name[field.name], field) for field in self.adds]
+
+    def _text(self, sample: Mapping[str, Any], tokenizer: Tokenizer) -> str:
+        """Return a sample's text, without the token or before the text that ended it."""
+        text = tokenizer.decode(sample["token_ids"], skip_special_tokens=True)
+        if sample["finish_reason"] == "stop":
+            places = [place for stop in self.settings.stop if (place := text.find(stop)) >= 0]
+            text = text[: min(places)] if places else text
+        return text
+
+
+class GenerateRequestMaker:
+    """Turns token ids into one request a sample."""
+
+    def __init__(self, settings: GenerateSettings, tokenizer: Tokenizer) -> None:
+        self._settings = settings
+        self._stop = StopStrings(settings.stop, tokenizer) if settings.stop else None
+
+    @property
+    def reserved_tokens(self) -> int:
+        """Return how many tokens may be generated."""
+        return self._settings.max_new_tokens
+
+    def requests(self, key: str, prompt_token_ids: Sequence[int]) -> list[AnyRequest]:
+        """Return one request a sample."""
+        return [
+            Request(
+                key=f"{key}#{sample}",
+                prompt_token_ids=prompt_token_ids,
+                sampling=self._sampling(key, sample),
+                stop=self._stop,
+            )
+            for sample in range(self._settings.num_samples)
+        ]
+
+    def _sampling(self, key: str, sample: int) -> SamplingParams:
+        settings = self._settings
+        return SamplingParams(
+            max_new_tokens=settings.max_new_tokens,
+            min_new_tokens=settings.min_new_tokens,
+            temperature=settings.temperature,
+            top_k=settings.top_k,
+            top_p=settings.top_p,
+            min_p=settings.min_p,
+            repetition_penalty=settings.repetition_penalty,
+            seed=row_seed(settings.seed, key, sample),
+            logprobs=settings.logprobs,
+        )
+
+
+class StopStrings:
+    """A stop condition on text, decided on bytes: a stop may begin inside one token and end inside another."""
+
+    def __init__(self, stops: Sequence[str], tokenizer: Tokenizer) -> None:
+        self._stops = [stop.encode() for stop in stops]
+        self._longest = max(len(stop) for stop in self._stops)
+        self._tokenizer = tokenizer
+
+    def __call__(self, generated_token_ids: Sequence[int]) -> bool:
+        """Tell whether the last token completes a stop."""
+        # Every token but a special one has at least a byte, so this many hold any stop that ends in the last.
+        tail = b"".join(self._tokenizer.token_bytes(token_id) for token_id in generated_token_ids[-self._longest :])
+        return any(stop in tail for stop in self._stops)
+
+
+def row_seed(seed: int, key: str, sample: int) -> int:
+    """Return the seed of one sample of one row: 63 bits that depend on nothing but these three."""
+    digest = hashlib.blake2b(f"{seed}\x00{key}\x00{sample}".encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "little") >> 1
+
+
+def _unwrapped(rows: Sequence[list[Any] | None], single: bool) -> list[Any]:
+    return [row[0] if row is not None and single else row for row in rows]

@@ -1,0 +1,60 @@
+# The GPU image: every node, head included, of a Ray cluster with NVIDIA GPUs.
+#
+# Never built in the workplace where it was written (no docker engine there): tests/unit/infra/test_dockerfiles.py
+# reads it, and the build checks itself in the RUN below. From the repository root:
+#
+#   docker build -f infra/docker/gpu.Dockerfile -t registry.example.com/gptj-batch:0.1.0-ray2.60.0-gpu \
+#       --build-arg VERSION=0.1.0 --build-arg REVISION="$(git rev-parse HEAD)" .
+#
+# The base brings no CUDA: torch's wheels carry it (CUDA 13.0, whose driver is 580 or newer), the node brings the
+# driver. It is not the slim one, since Triton and vLLM compile kernels at run time and need a C compiler.
+# To pin the base by digest, add what `docker buildx imagetools inspect docker.io/library/python:3.11.14-bookworm`
+# prints: --build-arg PYTHON_IMAGE=docker.io/library/python:3.11.14-bookworm@sha256:...
+ARG PYTHON_IMAGE=docker.io/library/python:3.11.14-bookworm
+
+FROM ${PYTHON_IMAGE} AS build
+ARG TORCH_VERSION=2.13.0
+ARG RAY_VERSION=2.60.0
+ENV PIP_NO_CACHE_DIR=1 \
+    PIP_DISABLE_PIP_VERSION_CHECK=1 \
+    PATH=/opt/venv/bin:$PATH
+RUN python -m venv /opt/venv
+WORKDIR /src
+COPY infra/constraints-gpu.txt pyproject.toml README.md LICENSE ./
+# By far the largest layer, and the one that changes least: before the package's own files.
+RUN pip install --constraint constraints-gpu.txt "torch==${TORCH_VERSION}"
+COPY gptj_batch gptj_batch
+COPY pipelines pipelines
+COPY jobs jobs
+RUN pip install --constraint constraints-gpu.txt ".[vllm]" \
+    && pip check \
+    && python -c "import ray, torch; print(ray.__version__, torch.__version__.split('+')[0], bool(torch.version.cuda))" \
+    | grep -xF "${RAY_VERSION} ${TORCH_VERSION} True"
+
+FROM ${PYTHON_IMAGE}
+ARG VERSION=unknown
+ARG REVISION=unknown
+ARG TORCH_VERSION=2.13.0
+ARG RAY_VERSION=2.60.0
+LABEL org.opencontainers.image.title="gptj-batch, GPU" \
+      org.opencontainers.image.licenses="Apache-2.0" \
+      org.opencontainers.image.version="${VERSION}" \
+      org.opencontainers.image.revision="${REVISION}" \
+      gptj-batch.ray="${RAY_VERSION}" \
+      gptj-batch.torch="${TORCH_VERSION}"
+RUN groupadd --gid 1000 gptj && useradd --uid 1000 --gid 1000 --create-home gptj
+COPY --from=build /opt/venv /opt/venv
+# HF_HUB_OFFLINE: checkpoints are staged before a run, never fetched by a replica.
+# NVIDIA_VISIBLE_DEVICES is left to the device plugin: "all" here would hand every GPU of the node to the head.
+ENV PATH=/opt/venv/bin:$PATH \
+    PYTHONUNBUFFERED=1 \
+    PYTHONDONTWRITEBYTECODE=1 \
+    HF_HUB_OFFLINE=1 \
+    RAY_USAGE_STATS_ENABLED=0 \
+    VLLM_NO_USAGE_STATS=1 \
+    NVIDIA_DRIVER_CAPABILITIES=compute,utility
+WORKDIR /home/gptj
+# By number, since Kubernetes can only tell from a number that a user is not root.
+USER 1000:1000
+# KubeRay replaces this by `ray start`, in bash, and waits for it: no init process is needed.
+CMD ["python", "-m", "jobs.run", "--help"]

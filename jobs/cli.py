@@ -1,0 +1,111 @@
+"""The command `gptj-batch`."""
+
+import argparse
+import contextlib
+import sys
+import traceback
+from collections.abc import Sequence
+
+from gptj_batch import __version__
+from gptj_batch.errors import GPTJBatchError
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit code; what is meant for the user is one paragraph on stderr."""
+    options = _parser().parse_args(arguments)
+    from jobs.failures import Stopped, exit_code
+
+    try:
+        return int(options.command(options))
+    except GPTJBatchError as error:
+        if options.debug:
+            traceback.print_exc()
+        print(f"gptj-batch: {error}", file=sys.stderr)
+        return exit_code(error)
+    except Stopped as stopped:
+        print(f"\ngptj-batch: stopped by {stopped}; run the same command again to go on", file=sys.stderr)
+        return stopped.exit_code
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:
+        # whoever read our output has enough of it
+        with contextlib.suppress(OSError):
+            sys.stdout.close()
+        return 0
+    except Exception as error:  # noqa: BLE001 - the last border: a bug, or a cluster that broke
+        if options.debug:
+            traceback.print_exc()
+        first_line = (str(error).strip().splitlines() or ["no details"])[0][:300]
+        print(
+            f"gptj-batch: unexpected {type(error).__name__}: {first_line} (--debug shows where); run the same command "
+            "again to go on",
+            file=sys.stderr,
+        )
+        return 1
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="gptj-batch", description="Run GPT-J over whole datasets.")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    run = _add(commands, "run", _run, "run a job here, or on the cluster that RAY_ADDRESS or --address names")
+    run.add_argument("config", metavar="CONFIG.yaml")
+    run.add_argument("overrides", nargs="*", metavar="a.b=c", help="settings that win over the file")
+    run.add_argument("--limit", type=int, metavar="N", help="only the first N rows (input.limit)")
+    run.add_argument("--address", help="a Ray cluster; without it and RAY_ADDRESS a local one is started")
+
+    demo = _add(commands, "demo", _demo, "label and continue a small corpus with the model in the package")
+    demo.add_argument("--output", default="out/demo", metavar="DIR", help="where the results go (out/demo)")
+
+    convert = _add(commands, "convert", _convert, "rewrite a GPT-J checkpoint of any layout as safetensors shards")
+    convert.add_argument("source", metavar="SRC")
+    convert.add_argument("target", metavar="DST")
+    convert.add_argument("--dtype", default=None, metavar="float16", help="default: as it is")
+    convert.add_argument("--revision", default=None, help="of a hub name")
+
+    _add(commands, "version", _version, "print versions and devices")
+    return parser
+
+
+def _add(
+    commands: "argparse._SubParsersAction[argparse.ArgumentParser]", name: str, command: object, text: str
+) -> argparse.ArgumentParser:
+    parser = commands.add_parser(name, help=text, description=text[:1].upper() + text[1:] + ".")
+    parser.add_argument("--debug", action="store_true", help="show where an error comes from")
+    parser.set_defaults(command=command)
+    return parser
+
+
+def _run(options: argparse.Namespace) -> int:
+    from jobs.run import run_job
+    from pipelines.config import load_job
+
+    overrides = list(options.overrides)
+    if options.limit is not None:
+        overrides.append(f"input.limit={options.limit}")
+    return run_job(load_job(options.config, overrides), options.address)
+
+
+def _demo(options: argparse.Namespace) -> int:
+    from jobs.demo import run_demo
+
+    return run_demo(options.output)
+
+
+def _convert(options: argparse.Namespace) -> int:
+    from jobs.convert import convert
+
+    return convert(options.source, options.target, options.dtype, options.revision)
+
+
+def _version(options: argparse.Namespace) -> int:
+    from jobs.versions import facts
+
+    print(f"gptj-batch {__version__}")
+    for name, value in facts().items():
+        print(f"{name} {value}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

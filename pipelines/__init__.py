@@ -1,0 +1,1 @@
+"""Pipelines: a job's configuration, and the one spine that runs it on Ray Data."""

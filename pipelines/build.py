@@ -1,0 +1,64 @@
+"""The spine: read -> tokenize -> infer -> decode -> write, once, in the order the data flows.
+
+A unit of rows is a block of Ray Data is a file of the output: every stage maps a whole table to a whole table, several
+tables are in a replica at once, and what comes out at the end is one small row of counts a unit.
+"""
+
+import numpy as np
+from numpy.typing import NDArray
+from ray.data import Dataset
+
+from gptj_batch.records.output import OutputFolder
+from gptj_batch.stages.decode import DecodeStage
+from gptj_batch.stages.infer import InferStage, ReplicaSettings
+from gptj_batch.stages.read import ReadStage
+from gptj_batch.stages.resources import ReplicaPlan
+from gptj_batch.stages.tokenize import TokenizeStage
+from gptj_batch.stages.write import WriteStage
+from pipelines.prepare import Run
+from pipelines.whole_blocks import on_cpu, on_replicas, unit_numbers
+
+# Rows that should be in a replica at once, so that its engine never runs empty between two tables: twice what the
+# engine decodes at the same time on a GPU (256).
+ROWS_AT_ONCE = 512
+MIN_TABLES, MAX_TABLES = 2, 16
+
+
+def build(run: Run, pending: NDArray[np.int32], replicas: ReplicaPlan) -> Dataset:
+    """Return the dataset whose execution does the pending units and yields each one's counts (`stages.write.COUNTS`)."""
+    job, task = run.job, run.task
+    model, revision = run.model_path, job.model.revision
+    output = job.output
+
+    units = unit_numbers(len(pending))
+    records = on_cpu(units, ReadStage(run.plan, pending, run.columns, job.input.key))
+    prompts = on_cpu(records, TokenizeStage(task, model, revision, run.model.n_positions))
+    results = on_replicas(prompts, InferStage, (task, replica_settings(run, replicas)), replicas, tables_at_once(run))
+    columns = on_cpu(results, DecodeStage(task, model, revision, output.prefix))
+    return on_cpu(
+        columns,
+        WriteStage(
+            run.plan, OutputFolder.at(output.path).root.as_posix(), output.compression, run.error_column, run.lineage()
+        ),
+    )
+
+
+def tables_at_once(run: Run) -> int:
+    """Return how many tables a replica has in hand."""
+    return max(MIN_TABLES, min(MAX_TABLES, -(-ROWS_AT_ONCE // run.plan.max_rows_per_unit)))
+
+
+def replica_settings(run: Run, replicas: ReplicaPlan) -> ReplicaSettings:
+    """Return what each replica is started with."""
+    backend, model = run.job.backend, run.job.model
+    return ReplicaSettings(
+        kind="native" if backend.kind == "auto" else backend.kind,
+        model_path=run.model_path,
+        revision=model.revision,
+        dtype=model.dtype,
+        device=replicas.device,
+        num_threads=replicas.num_threads,
+        max_step_tokens=backend.max_step_tokens,
+        max_running=backend.max_running,
+        kv_cache_gb=backend.kv_cache_gb,
+    )

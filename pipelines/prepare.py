@@ -1,0 +1,171 @@
+"""Preparing a run: everything that can be wrong is found before anything starts, and before any weight is read."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+import gptj_batch
+from gptj_batch.errors import CheckpointError, ConfigError
+from gptj_batch.model_folder import DEMO, ModelFacts, read_facts
+from gptj_batch.prompts.tokenizer import Tokenizer
+from gptj_batch.records.progress import clean, contents, differences, load_plan, pending_units, save_plan
+from gptj_batch.records.read import InputFiles, UnitPlan, list_files, plan_units
+from gptj_batch.records.schema import check_storable, output_schema, select_columns
+from gptj_batch.tasks.base import ERROR_COLUMN, Task
+from gptj_batch.tasks.registry import make_task
+from pipelines.config import Job
+
+# Units small enough that a short job keeps several in flight, and no more than the planner handles in a second.
+MIN_UNIT_ROWS, MAX_UNIT_ROWS = 32, 512
+UNITS_OF_A_SHORT_JOB, MAX_UNITS = 64, 100_000
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """A job that has been checked: what will be done, in which units."""
+
+    job: Job
+    task: Task
+    inputs: InputFiles
+    plan: UnitPlan
+    model: ModelFacts
+
+    @property
+    def model_path(self) -> str:
+        """Return the model as every worker finds it: `demo` and hub names as they are, folders absolute."""
+        path = self.job.model.path
+        return path if path == DEMO or not Path(path).expanduser().is_dir() else str(self.model.folder.resolve())
+
+    @property
+    def columns(self) -> list[str] | None:
+        """Return the columns that are read, None for all."""
+        return None if self.job.input.columns is None else list(self.job.input.columns)
+
+    @property
+    def error_column(self) -> str:
+        """Return the name of the column of errors in the output."""
+        return self.job.output.prefix + ERROR_COLUMN
+
+    def lineage(self) -> dict[str, Any]:
+        """Return what every output file says of its making."""
+        return {
+            "gptj_batch": gptj_batch.__version__,
+            "job": self.job.name,
+            "model": self.job.model.path,
+            "revision": self.job.model.revision,
+            "model_identity": self.model.identity,
+            "task": self.job.task.model_dump(mode="json"),
+        }
+
+    def fingerprint(self) -> dict[str, Any]:
+        """Return everything that decides the output; a rerun may only go on where all of it is the same."""
+        files = {
+            file.path: f"{file.num_rows} rows, {file.size_bytes} bytes, {file.mtime_ns}" for file in self.inputs.files
+        }
+        return {
+            "gptj_batch": gptj_batch.__version__,
+            "input": {
+                "files": files,
+                "columns": self.columns,
+                "key": self.job.input.key,
+                "limit": self.job.input.limit,
+            },
+            "task": self.job.task.model_dump(mode="json"),
+            "model": {"identity": self.model.identity, "dtype": self.job.model.dtype},
+            "backend": {"kind": self.job.backend.kind},
+            "output": {"prefix": self.job.output.prefix, "compression": self.job.output.compression},
+            "rows_per_unit": self.plan.max_rows_per_unit,
+        }
+
+
+def prepare(job: Job) -> Run:
+    """Check a job against its input and its model.
+
+    Raises ConfigError, InputError or CheckpointError; nothing has been started or written then.
+    """
+    if job.backend.kind == "vllm":
+        raise ConfigError("backend.kind: vllm is not in this version; use native, or auto")
+    inputs = list_files(
+        job.input.path if isinstance(job.input.path, str) else list(job.input.path),
+        job.input.format,
+        job.errors.bad_files,
+    )
+    task = make_task(job.task)
+    _check_columns(job, task, inputs.schema)
+    model = read_facts(job.model.path, job.model.revision)
+    _check_model(job, task, model)
+    rows_per_unit = unit_rows(min(inputs.num_rows, job.input.limit or inputs.num_rows))
+    return Run(job=job, task=task, inputs=inputs, plan=plan_units(inputs, rows_per_unit, job.input.limit), model=model)
+
+
+def unit_rows(num_rows: int) -> int:
+    """Return how many rows a unit has, a function of the run's rows alone so that a rerun cuts alike."""
+    short = -(-num_rows // UNITS_OF_A_SHORT_JOB)
+    return max(MIN_UNIT_ROWS, min(MAX_UNIT_ROWS, short), -(-num_rows // MAX_UNITS))
+
+
+def _check_columns(job: Job, task: Task, schema: pa.Schema) -> None:
+    columns = None if job.input.columns is None else list(job.input.columns)
+    schema = select_columns(schema, columns)
+    task.check_columns(schema.names)
+    if job.input.key is not None and job.input.key not in schema.names:
+        raise ConfigError(f'input.key: the input has no column "{job.input.key}"; it has {", ".join(schema.names)}')
+    added = task.adds.append(pa.field(ERROR_COLUMN, pa.string()))
+    check_storable(output_schema(schema, added, job.output.prefix))
+
+
+def _check_model(job: Job, task: Task, model: ModelFacts) -> None:
+    if model.architectures and "GPTJForCausalLM" not in model.architectures and job.backend.kind != "fake":
+        raise CheckpointError(
+            f"model.path: {job.model.path} holds a {', '.join(model.architectures)}; task.kind {job.task.kind} needs a "
+            "GPTJForCausalLM"
+        )
+    tokenizer = Tokenizer.from_folder(model.folder)
+    if tokenizer.vocab_size > model.vocab_size:
+        raise CheckpointError(
+            f"model.path: the tokenizer in {model.folder} has {tokenizer.vocab_size} tokens and the model only "
+            f"{model.vocab_size} (vocab_size in config.json)"
+        )
+    reserved = task.request_maker(tokenizer).reserved_tokens
+    if reserved >= model.n_positions:
+        raise ConfigError(
+            f"task: {reserved} tokens behind the prompt (max_new_tokens, or the longest label) leave no room in "
+            f"the model's context of {model.n_positions} (n_positions in config.json)"
+        )
+
+
+def claim_output(run: Run) -> NDArray[np.int32]:
+    """Make the output folder this run's, as `output.on_exists` says, and return the units still to do.
+
+    Raises ConfigError where another configuration, or somebody else, made what is there.
+    """
+    path, on_exists = run.job.output.path, run.job.output.on_exists
+    found = contents(path)
+    if found != "nothing" and on_exists == "fail":
+        raise ConfigError(f"output.path: {path} is not empty, and output.on_exists is fail; choose another path")
+    if found == "foreign":
+        raise ConfigError(
+            f"output.path: {path} holds files that gptj-batch did not make; choose another path, or empty the folder"
+        )
+    if found == "ours" and on_exists == "overwrite":
+        clean(path)
+    earlier = load_plan(path)
+    fingerprint = run.fingerprint()
+    if earlier is None:
+        save_plan(path, fingerprint)
+    elif changed := differences(earlier, fingerprint):
+        raise ConfigError(_other_configuration(path, changed))
+    return pending_units(path, run.plan)
+
+
+def _other_configuration(path: str, changed: list[str]) -> str:
+    shown = "\n  ".join(changed[:20])
+    more = f"\n  and {len(changed) - 20} more" if len(changed) > 20 else ""
+    return (
+        f"output.path: {path} was made by another configuration:\n  {shown}{more}\n"
+        "Set it back, choose another output.path, or start anew with output.on_exists=overwrite"
+    )

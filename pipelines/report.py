@@ -1,0 +1,126 @@
+"""The report of a run: `run.json`, for machines and for the next run, and the summary that is printed."""
+
+import json
+import platform
+import time
+from dataclasses import asdict, dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+
+import gptj_batch
+from gptj_batch.records.output import OutputFolder
+from pipelines.prepare import Run
+from pipelines.progress import Counts, duration
+
+RUN_FILE, CONFIG_FILE = "run.json", "config.yaml"
+PACKAGES = ("torch", "ray", "pyarrow", "tokenizers", "safetensors")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Report:
+    """What a run did; the counts of rows are the whole output's, the rest is this run's alone."""
+
+    name: str
+    output: str
+    rows: int
+    done: int
+    failed: int
+    is_good: bool
+    errors: dict[str, int]
+    skipped_files: list[str]
+    truncated_this_run: int
+    rows_this_run: int
+    prompt_tokens_this_run: int
+    generated_tokens_this_run: int
+    seconds: float
+    tokens_per_s: float
+    started: str
+    model: str
+    model_identity: str
+    task: dict[str, Any]
+    backend: dict[str, Any]
+    versions: dict[str, str]
+
+    @classmethod
+    def of_units(cls, run: Run, counts: Counts, seconds: float, started: float, backend: dict[str, Any]) -> "Report":
+        """Count the finished units' errors, from the files and not from what was said of them."""
+        errors = count_errors(run)
+        failed = sum(errors.values())
+        rows = run.plan.num_rows
+        skipped = [file.path for file in run.inputs.skipped]
+        return cls(
+            name=run.job.name,
+            output=run.job.output.path,
+            rows=rows,
+            done=rows - failed,
+            failed=failed,
+            is_good=run.job.errors.allows(failed, rows) and not skipped,
+            errors=errors,
+            skipped_files=skipped,
+            truncated_this_run=counts.truncated,
+            rows_this_run=counts.rows,
+            prompt_tokens_this_run=counts.prompt_tokens,
+            generated_tokens_this_run=counts.generated_tokens,
+            seconds=round(seconds, 3),
+            tokens_per_s=round(counts.tokens / max(seconds, 1e-9), 1),
+            started=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(started)),
+            model=run.job.model.path,
+            model_identity=run.model.identity,
+            task=run.job.task.model_dump(mode="json"),
+            backend=backend,
+            versions={
+                "gptj-batch": gptj_batch.__version__,
+                "python": platform.python_version(),
+                **{name: metadata.version(name) for name in PACKAGES},
+            },
+        )
+
+    def summary(self) -> str:
+        """Return the lines that end a run."""
+        lines = [f"{self.rows:,} rows: {self.done:,} done, {self.failed:,} failed"]
+        if self.rows_this_run:
+            lines[0] += (
+                f"; {self.rows_this_run:,} in this run, in {duration(self.seconds)} "
+                f"({self.rows_this_run / max(self.seconds, 1e-9):,.1f} rows/s, {self.tokens_per_s:,.0f} tokens/s)"
+            )
+        if self.truncated_this_run:
+            lines.append(f"{self.truncated_this_run:,} prompts were cut to fit the context (task.truncate)")
+        most = sorted(self.errors.items(), key=lambda item: -item[1])[:5]
+        lines += [f"  {count:,} x {reason}" for reason, count in most]
+        lines += [f"skipped, could not be read: {path}" for path in self.skipped_files]
+        if not self.is_good:
+            lines.append("More rows failed than errors.max_failed_rows allows, or files were skipped: exit code 3")
+        lines.append(f"output: {self.output}")
+        return "\n".join(lines)
+
+
+def count_errors(run: Run) -> dict[str, int]:
+    """Return how often each error stands in the finished units."""
+    folder = OutputFolder.at(run.job.output.path)
+    counts: dict[str, int] = {}
+    for index in folder.unit_indices():
+        column = pq.read_table(folder.unit(index), columns=[run.error_column]).column(0)
+        if column.null_count < len(column):
+            for entry in column.drop_null().value_counts().to_pylist():
+                counts[entry["values"]] = counts.get(entry["values"], 0) + entry["counts"]
+    return counts
+
+
+def write_report(run: Run, report: Report) -> None:
+    """Write `run.json` and the resolved `config.yaml` into the output. Raises OutputError."""
+    folder = OutputFolder.at(run.job.output.path)
+    for name, text in ((RUN_FILE, json.dumps(asdict(report), indent=2) + "\n"), (CONFIG_FILE, run.job.to_yaml())):
+        with folder.whole_file(folder.private / name) as staged:
+            staged.write_text(text, encoding="utf-8")
+
+
+def read_report(output: str) -> Report | None:
+    """Return the report of a finished output; None where there is none that can be read."""
+    file: Path = OutputFolder.at(output).private / RUN_FILE
+    try:
+        return Report(**json.loads(file.read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError):
+        return None

@@ -1,0 +1,62 @@
+"""The one place where Ray Data is told how to run a stage, so that a unit stays one block from end to end.
+
+Why it is not plain `map_batches` (Ray 2.60, all seen by running it; tests/integration/test_whole_blocks.py holds it):
+`map_batches(num_gpus=...)` demands a batch size and then joins small blocks up to it, so units get mixed;
+`map_batches_internal` is the same without that check. Ray cuts a stage's output above `target_max_block_size`; None
+turns that off. One actor serves several tables at once only with true multi-threading.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import pyarrow as pa
+import ray
+from ray.data import ActorPoolStrategy, DataContext, Dataset
+
+from gptj_batch.stages.resources import CPU_STAGE_CPUS, ReplicaPlan
+
+Stage = Callable[[pa.Table], pa.Table]
+
+
+def unit_numbers(num_units: int) -> Dataset:
+    """Return a dataset of one block a unit, holding its place from 0 in the column `id`; it is planned at once."""
+    context = DataContext.get_current()
+    context.target_max_block_size = None
+    context.enable_progress_bars = False
+    context.enable_operator_progress_bars = False
+    context.print_on_execution_start = False
+    # A first table may wait for a model of many gigabytes to load, and a table of long generations for its end.
+    context.execution_no_progress_timeout_s = -1
+    return ray.data.range(num_units, override_num_blocks=num_units)
+
+
+def on_cpu(dataset: Dataset, stage: Stage) -> Dataset:
+    """Run a stage in tasks; neighbouring ones are fused by Ray."""
+
+    def call(table: pa.Table) -> pa.Table:
+        return stage(table)
+
+    return dataset.map_batches_internal(call, batch_size=None, batch_format="pyarrow", num_cpus=CPU_STAGE_CPUS)
+
+
+def on_replicas(
+    dataset: Dataset, stage: type[Any], arguments: tuple[Any, ...], replicas: ReplicaPlan, tables_at_once: int
+) -> Dataset:
+    """Run a stage in a pool of actors, each with `tables_at_once` tables in hand and as many waiting beside it."""
+    pool = ActorPoolStrategy(
+        min_size=replicas.min_replicas,
+        max_size=replicas.max_replicas,
+        initial_size=replicas.initial_replicas,
+        max_tasks_in_flight_per_actor=2 * tables_at_once,
+        max_concurrent_calls_per_actor=tables_at_once,
+        enable_true_multi_threading=True,
+    )
+    return dataset.map_batches_internal(
+        stage,
+        fn_constructor_args=arguments,
+        compute=pool,
+        batch_size=None,
+        batch_format="pyarrow",
+        num_cpus=replicas.num_cpus,
+        num_gpus=replicas.num_gpus or None,
+    )
