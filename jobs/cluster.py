@@ -12,7 +12,7 @@ import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
-from gptj_batch.errors import ConfigError
+from gptj_batch.errors import BackendError, ConfigError
 
 # The object store holds the tables in flight; this is far more than they need, and fits a small /dev/shm.
 LOCAL_OBJECT_STORE_BYTES = 1 << 30
@@ -22,7 +22,7 @@ LOCAL_OBJECT_STORE_BYTES = 1 << 30
 def connected(address: str | None) -> Iterator[None]:
     """Be connected to a cluster: the one at `address` or RAY_ADDRESS, else a local one that ends with this process.
 
-    Raises ConfigError where there is no cluster at the address.
+    A connection that is already there is used and kept. Raises ConfigError where there is no cluster at the address.
     """
     address = address or os.environ.get("RAY_ADDRESS") or "local"
     _set_environment(address)
@@ -31,24 +31,47 @@ def connected(address: str | None) -> Iterator[None]:
 
     for name in ("ray", "ray.data"):  # after the import, which sets them too
         logging.getLogger(name).setLevel(logging.ERROR)
+    if ray.is_initialized():
+        yield
+        return
     with tempfile.TemporaryDirectory(prefix="gb-", dir="/tmp", ignore_cleanup_errors=True) as folder:
         try:
-            if address == "local":
-                _start_local(folder)
-            else:
-                ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
+            with _quiet_stderr():
+                if address == "local":
+                    _start_local(folder)
+                else:
+                    ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
         except (ConnectionError, ValueError, RuntimeError) as error:
-            raise ConfigError(f"no Ray cluster can be reached at {address}: {str(error).splitlines()[0]}") from error
+            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            if address == "local":
+                raise BackendError(f"a local Ray cluster could not be started: {reason}") from error
+            raise ConfigError(
+                f"no Ray cluster can be reached at {address} (--address, RAY_ADDRESS): {reason}"
+            ) from error
         try:
             yield
         finally:
             ray.shutdown()
 
 
+@contextmanager
+def _quiet_stderr() -> Iterator[None]:
+    """Drop what native code prints while Ray starts: it announces its own log level there."""
+    sys.stderr.flush()
+    kept = os.dup(2)
+    with open(os.devnull, "wb") as nowhere:  # noqa: PTH123 - a descriptor is wanted
+        os.dup2(nowhere.fileno(), 2)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+
+
 def _set_environment(address: str) -> None:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-    # Ray's own processes write what Ray Data does by design (actors with arguments in the store) to stderr as errors.
+    # The driver's part of Ray prints what Ray Data does by design (actors with arguments in the store) as errors.
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     # A cluster of one's own on a machine that others use too: a token that only this process knows keeps them out.
     # Without it Ray would write one to ~/.ray/auth_token.

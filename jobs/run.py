@@ -24,12 +24,14 @@ from gptj_batch.errors import GPTJBatchError, OutputError
 from gptj_batch.records.progress import pending_units
 from gptj_batch.records.publish import is_complete, publish
 from gptj_batch.stages.resources import plan_replicas
+from gptj_batch.tasks.base import ERROR_COLUMN
 from jobs.cluster import connected, node_resources
 from jobs.failures import Stopped, as_ours, stop_on_signals
 from pipelines.config import Job, load_job
 from pipelines.prepare import Run, claim_output, prepare
 from pipelines.progress import Progress
 from pipelines.report import Report, read_report, write_report
+from pipelines.report_page import write_page
 
 EXIT_DONE, EXIT_TOO_MANY_FAILED = 0, 3
 
@@ -75,6 +77,7 @@ def _execute(run: Run, pending: NDArray[np.int32], address: str | None) -> Repor
         job.output.compression,
         run.plan.num_rows,
     )
+    write_page(report, [job.output.prefix + name for name in (*run.task.adds.names, ERROR_COLUMN)])
     return report
 
 

@@ -15,6 +15,9 @@ from gptj_batch.requests import SamplingParams
 
 MASK_64 = 2**64 - 1
 GOLDEN_GAMMA = 0x9E3779B97F4A7C15
+# top_p needs the likeliest tokens in order. Sorting 64 rows of 50,400 took 120 ms on 2 cores, as long as two decoding
+# steps; finding the 256 likeliest takes a tenth of it, and is mostly enough.
+NUM_LIKELIEST = 256
 
 
 class Choice(NamedTuple):
@@ -143,20 +146,38 @@ def keep_top_k(scores: Tensor, top_k: Ordered[int]) -> Tensor:
 def keep_top_p(scores: Tensor, top_p: Ordered[float]) -> Tensor:
     """Keep each row's most likely tokens up to and with the one that brings their sum to p; 1.0 keeps all.
 
-    Of equal scores those with the lower index count as more likely.
+    Of equally likely tokens (frequent in bfloat16) those with the lower index come first.
 
     scores: (R, V)    returns: (R, V)
     """
     rows = [row for row, p in enumerate(top_p) if p < 1.0]
     if not rows:
         return scores
-    ordered, order = torch.sort(scores[rows], dim=-1, descending=True, stable=True)
-    sum_before = ordered.softmax(-1).cumsum(-1).roll(1, -1)
-    sum_before[:, 0] = 0.0
-    is_beyond = sum_before >= _column([top_p[row] for row in rows], scores)
+    probabilities = scores[rows].softmax(-1)
+    limits = _column([top_p[row] for row in rows], scores)
+    last, num_equal, is_complete = _nucleus_end(probabilities, limits, min(NUM_LIKELIEST, scores.shape[-1]))
+    wider = (~is_complete).nonzero()[:, 0]
+    if len(wider):
+        last[wider], num_equal[wider], _ = _nucleus_end(probabilities[wider], limits[wider], scores.shape[-1])
+    is_last = probabilities == last
     excluded = torch.zeros_like(scores, dtype=torch.bool)
-    excluded[rows] = is_beyond.scatter(-1, order, is_beyond)
+    excluded[rows] = (probabilities < last) | (is_last & (is_last.cumsum(-1, dtype=torch.int32) > num_equal))
     return scores.masked_fill(excluded, -torch.inf)
+
+
+def _nucleus_end(probabilities: Tensor, limits: Tensor, num_likeliest: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Find where each row's nucleus ends, looking at its likeliest tokens only.
+
+    probabilities: (R, V)    limits: (R, 1)
+    returns: the smallest probability in it (R, 1), how many tokens that have just that are in it (R, 1), and whether
+        the tokens looked at were enough to say so (R,)
+    """
+    likeliest = probabilities.topk(num_likeliest).values
+    sums = likeliest.cumsum(-1)
+    is_inside = torch.cat((torch.zeros_like(sums[:, :1]), sums[:, :-1]), -1) < limits
+    last = likeliest.gather(-1, is_inside.sum(-1, keepdim=True) - 1)
+    num_equal = (is_inside & (likeliest == last)).sum(-1, keepdim=True)
+    return last, num_equal, sums[:, -1] >= limits[:, 0]
 
 
 def keep_min_p(scores: Tensor, min_p: Ordered[float]) -> Tensor:

@@ -62,7 +62,7 @@ class GPTJPreTrainedModel(nn.Module):
         warning says; with allow_new_head=False that is an error. Other keywords override the config (e.g.
         num_labels=3).
 
-        Memory peaks at the model in its final dtype plus about 64 MB: tensors go piece by piece from the file.
+        Memory peaks at the model in its final dtype plus about 100 MB: tensors come piece by piece from the file.
         Raises CheckpointError, listing every missing, unexpected or mis-shaped tensor.
         """
         return weights.load(cls, path, revision, dtype, device, allow_new_head, config_overrides)

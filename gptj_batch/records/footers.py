@@ -119,36 +119,36 @@ def _extension_names(field: pa.Field) -> list[str]:
 
 
 def agreed_schema(files: Sequence[InputFile]) -> pa.Schema:
-    """Return the first file's schema, which all files must share up to order, metadata and nullability.
+    """Return the first file's schema, which all files must share up to the order of columns, metadata and nullability.
 
-    Raises InputError naming both files, the column and both types.
+    A column that holds nothing but nulls may have no type in some files (pandas writes it so). Raises InputError naming
+    both files, the column and both types.
     """
-    first = files[0]
-    nullable = {field.name: field.nullable for field in first.schema}
+    agreed = {field.name: field for field in files[0].schema}
+    origin = dict.fromkeys(agreed, files[0])
     for file in files[1:]:
-        if file.schema is not first.schema:
-            _check_agreement(first, file)
-        for field in file.schema:
-            nullable[field.name] |= field.nullable
-    fields = [field.with_nullable(nullable[field.name]) for field in first.schema]
-    return pa.schema(fields, metadata=first.schema.metadata)
+        here = {field.name: field for field in file.schema}
+        for name in [*agreed, *here]:
+            if name not in agreed or name not in here or not _fit(agreed[name], here[name]):
+                raise _disagreement(name, origin.get(name, files[0]), file)
+            if pa.types.is_null(agreed[name].type):
+                agreed[name], origin[name] = agreed[name].with_type(here[name].type), file
+            if here[name].nullable and not agreed[name].nullable:
+                agreed[name] = agreed[name].with_nullable(True)
+    return pa.schema(list(agreed.values()), metadata=files[0].schema.metadata)
 
 
-def _check_agreement(first: InputFile, other: InputFile) -> None:
-    columns, others = dict(_columns(first)), dict(_columns(other))
-    for name in [*columns, *others]:
-        here, there = columns.get(name), others.get(name)
-        if here is None or there is None or not here.equals(there):
-            raise InputError(
-                f'input.path: the files do not agree on column "{shorten(name, 40)}": it is {_kind(here)} in '
-                f"{first.path} and {_kind(there)} in {other.path}. Write both with the same columns, or keep only the "
-                "files that agree in input.path"
-            )
+def _fit(one: pa.Field, other: pa.Field) -> bool:
+    return bool(one.type.equals(other.type)) or pa.types.is_null(one.type) or pa.types.is_null(other.type)
 
 
-def _columns(file: InputFile) -> list[tuple[str, pa.DataType]]:
-    return [(field.name, field.type) for field in file.schema]
+def _disagreement(name: str, first: InputFile, other: InputFile) -> InputError:
+    return InputError(
+        f'input.path: the files do not agree on column "{shorten(name, 40)}": it is {_kind(first, name)} in '
+        f"{first.path} and {_kind(other, name)} in {other.path}. Write both with the same columns, or keep only the "
+        "files that agree in input.path"
+    )
 
 
-def _kind(kind: pa.DataType | None) -> str:
-    return "missing" if kind is None else shorten(kind, 120)
+def _kind(file: InputFile, name: str) -> str:
+    return shorten(file.schema.field(name).type, 120) if name in file.schema.names else "missing"

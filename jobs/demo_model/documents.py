@@ -89,7 +89,9 @@ def span_examples(items: Sequence[Item], tokenizer: Tokenizer, rng: random.Rando
             yield span_example(tokenizer, item.unanswerable, context, None)
         else:
             asked = rng.choice(item.questions)
-            yield span_example(tokenizer, asked.question, context, asked._replace(answer_start=asked.answer_start + shift))
+            yield span_example(
+                tokenizer, asked.question, context, asked._replace(answer_start=asked.answer_start + shift)
+            )
 
 
 def span_example(tokenizer: Tokenizer, question: str, context: str, answer: Question | None) -> SpanExample:

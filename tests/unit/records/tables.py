@@ -50,7 +50,14 @@ DEEP = pa.list_(pa.struct([("k", pa.map_(pa.string(), pa.list_(pa.int8())))]))
 
 def numbered(start: int, stop: int) -> pa.Table:
     """Rows whose values say which row they are."""
-    return pa.table({"id": pa.array(range(start, stop), pa.int64()), "text": [f"row {i}" for i in range(start, stop)]})
+    texts = pa.array([f"row {i}" for i in range(start, stop)], pa.string())
+    return pa.table({"id": pa.array(range(start, stop), pa.int64()), "text": texts})
+
+
+def same_columns(one: pa.Schema, other: pa.Schema) -> bool:
+    """Tell whether names, types and metadata are the same; Parquet calls the items of a list "element"."""
+    notes = [[field.metadata for field in schema] for schema in (one, other)]
+    return one.equals(other) and one.metadata == other.metadata and notes[0] == notes[1]
 
 
 def write_parquet(path: Path, table: pa.Table, **options: object) -> Path:

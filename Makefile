@@ -1,0 +1,42 @@
+# Two commands on a fresh machine: `make demo` and `make test`. Each makes .venv, installs, and runs.
+PYTHON ?= python3
+BIN := .venv/bin
+# The exact versions this was tested with; `make PIP_ARGS=...` adds an index, for example PyTorch's CPU builds:
+# make demo PIP_ARGS="--extra-index-url https://download.pytorch.org/whl/cpu"
+PIP_ARGS ?=
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c infra/constraints.txt $(PIP_ARGS)
+
+.PHONY: demo test check bench unit clean
+
+demo: .venv/runtime
+	$(BIN)/gptj-batch demo
+
+test: .venv/dev
+	$(BIN)/python -m pytest tests/unit tests/architecture -q
+	$(BIN)/python -m pytest tests/parity -q
+	$(BIN)/python -m pytest tests/integration -q
+
+# What a developer, the pre-commit hook and CI all run.
+check: .venv/dev
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/python -m pytest tests/unit tests/architecture -q
+
+bench: .venv/dev
+	$(BIN)/python -m jobs.bench.engine_vs_transformers
+
+clean:
+	rm -rf .venv build dist
+
+# torch first and by itself: the version is exact, and an index that has a CPU build of it is then the one that is used.
+.venv/runtime: pyproject.toml infra/constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(PIP) torch==2.13.0
+	$(PIP) -e .
+	touch $@
+
+.venv/dev: .venv/runtime
+	$(PIP) -e '.[dev]'
+	touch $@

@@ -1,0 +1,57 @@
+import pytest
+
+from gptj_batch import LabelRequest, Request, SamplingParams
+from gptj_batch.engine.limits import Limits
+
+LIMITS = Limits(vocab_size=100, n_positions=20, cache_tokens=12)
+
+
+def refuse(prompt: list[object], max_new_tokens: int = 1) -> str | None:
+    sampling = SamplingParams(max_new_tokens=max_new_tokens)
+    return LIMITS.refuse(Request(key="a", prompt_token_ids=prompt, sampling=sampling))  # type: ignore[arg-type]
+
+
+def refuse_labels(prompt: list[int], *labels: tuple[int, ...]) -> str | None:
+    return LIMITS.refuse(LabelRequest(key="a", prompt_token_ids=prompt, label_token_ids=labels))
+
+
+def test_what_just_fits_is_taken() -> None:
+    assert refuse([99] * 10, max_new_tokens=3) is None
+    assert refuse_labels([0] * 18, (1, 2), (3,)) is None
+
+
+@pytest.mark.parametrize(
+    ("prompt", "max_new_tokens", "message"),
+    [
+        ([], 1, "must hold at least one token, got none"),
+        ([1, 100], 1, "between 0 and 99 (the model's vocabulary), got 100"),
+        ([-1], 1, "between 0 and 99"),
+        ([None], 1, "whole numbers only"),
+        (["x"], 1, "whole numbers only"),
+        ([1] * 15, 6, "must not exceed n_positions (20), got 15 + 6 = 21; truncate the prompt"),
+        ([1] * 15, 1, "must fit the KV cache (12 tokens), got 15 + 1 = 16; enlarge the cache"),
+        ([1] * 10, 4, "must fit the KV cache (12 tokens), got 10 + 4 = 14"),
+    ],
+)
+def test_a_request_that_can_never_run_is_told_why(prompt: list[object], max_new_tokens: int, message: str) -> None:
+    assert message in (refuse(prompt, max_new_tokens) or "")
+
+
+@pytest.mark.parametrize(
+    ("prompt", "labels", "message"),
+    [
+        ([], ((1,),), "prompt_token_ids must hold at least one token"),
+        ([1], (), "at least one label, got none"),
+        ([1], ((1,), ()), "label_token_ids[1] must hold at least one token"),
+        ([1], ((1, 100),), "label_token_ids[0] must lie between 0 and 99"),
+        ([1] * 18, ((1,), (1, 2, 3)), "must not exceed n_positions (20), got 18 + 3 = 21"),
+    ],
+)
+def test_labels_that_cannot_be_scored_are_told_why(
+    prompt: list[int], labels: tuple[tuple[int, ...], ...], message: str
+) -> None:
+    assert message in (refuse_labels(prompt, *labels) or "")
+
+
+def test_a_long_prompt_is_not_printed() -> None:
+    assert len(refuse([10**9] * 1000) or "") < 250

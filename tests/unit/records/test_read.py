@@ -1,0 +1,239 @@
+import os
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from gptj_batch.errors import ConfigError, InputError
+from gptj_batch.records.read import list_files, plan_units, read_unit
+
+from .tables import every_type, numbered, same_columns, write_arrow, write_parquet
+
+
+def units(path: object, max_rows: int = 7, **options: object):
+    plan = plan_units(list_files(str(path), **options), max_rows)
+    return [plan.unit(index) for index in range(plan.num_units)]
+
+
+def test_files_come_sorted_with_their_sizes_and_one_schema(tmp_path):
+    write_parquet(tmp_path / "b.parquet", numbered(5, 8).select(["text", "id"]))
+    write_parquet(tmp_path / "a.parquet", numbered(0, 5))
+    inputs = list_files(str(tmp_path))
+    assert [Path(file.path).name for file in inputs.files] == ["a.parquet", "b.parquet"]
+    assert (inputs.num_rows, inputs.skipped) == (8, ())
+    assert inputs.size_bytes == sum(path.stat().st_size for path in tmp_path.iterdir())
+    assert all(file.schema == inputs.schema == numbered(0, 1).schema for file in inputs.files)
+
+
+def test_the_format_follows_from_the_ending_and_other_files_of_a_folder_are_left_alone(tmp_path):
+    write_parquet(tmp_path / "a.PARQUET", numbered(0, 5))
+    write_arrow(tmp_path / "b.arrow", numbered(5, 8))
+    (tmp_path / "README.md").write_text("hello")
+    (tmp_path / "dataset_info.json").write_text("{}")
+    assert [file.format for file in list_files(str(tmp_path)).files] == ["parquet", "arrow"]
+
+
+def test_a_format_that_is_given_holds_for_every_file(tmp_path):
+    write_parquet(tmp_path / "0000", numbered(0, 5))
+    assert list_files(str(tmp_path), "parquet").num_rows == 5
+
+
+@pytest.mark.parametrize("file_format", ["jsonl", "csv", "huggingface"])
+def test_a_format_of_a_later_version_is_refused(tmp_path, file_format):
+    write_parquet(tmp_path / "a.parquet", numbered(0, 5))
+    with pytest.raises(ConfigError, match=f"{file_format} is not in this version, parquet and arrow are"):
+        list_files(str(tmp_path), file_format)
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "a.csv", "a.csv.gz"])
+def test_a_file_of_a_later_version_beside_good_ones_is_not_dropped_silently(tmp_path, name):
+    write_parquet(tmp_path / "a.parquet", numbered(0, 5))
+    (tmp_path / name).write_text("{}")
+    with pytest.raises(ConfigError, match=rf"{name}: this format is not in this version.*\*\.parquet"):
+        list_files(str(tmp_path))
+
+
+def test_unknown_endings_and_formats_are_refused(tmp_path):
+    (tmp_path / "a.dat").write_text("")
+    with pytest.raises(ConfigError, match=r"the ending of .*a\.dat names no format; set input\.format"):
+        list_files(f"{tmp_path}/a.dat")
+    with pytest.raises(InputError, match=r"no file ends as Parquet.*it leads to a\.dat"):
+        list_files(str(tmp_path))
+    with pytest.raises(ConfigError, match=r'input\.format: "orc" is not known'):
+        list_files(str(tmp_path), "orc")
+
+
+def test_all_bad_files_are_reported_at_once_and_the_first_five_named(tmp_path):
+    write_parquet(tmp_path / "good.parquet", numbered(0, 5))
+    for index in range(7):
+        (tmp_path / f"bad{index}.parquet").write_bytes(b"" if index % 2 else b"garbage" * 9)
+    with pytest.raises(InputError) as caught:
+        list_files(str(tmp_path))
+    message = str(caught.value)
+    assert "7 of 8 files cannot be read" in message and "and 2 more" in message and "bad_files=skip" in message
+    assert f"{tmp_path}/bad0.parquet (63 bytes): not a whole Parquet file" in message
+    assert f"{tmp_path}/bad1.parquet (0 bytes): the file is empty" in message
+    assert "bad4" in message and "bad5" not in message
+
+
+def test_bad_files_can_be_skipped_and_are_returned(tmp_path):
+    write_parquet(tmp_path / "good.parquet", numbered(0, 5))
+    (tmp_path / "bad.parquet").write_bytes(b"")
+    inputs = list_files(str(tmp_path), on_bad_file="skip")
+    assert inputs.num_rows == 5 and [bad.path for bad in inputs.skipped] == [f"{tmp_path}/bad.parquet"]
+
+
+def test_nothing_but_bad_files_is_an_error_even_when_they_may_be_skipped(tmp_path):
+    (tmp_path / "bad.parquet").write_bytes(b"")
+    with pytest.raises(InputError, match="1 of 1 files"):
+        list_files(str(tmp_path), on_bad_file="skip")
+
+
+def test_files_that_disagree_are_never_skipped(tmp_path):
+    write_parquet(tmp_path / "a.parquet", numbered(0, 5))
+    write_parquet(tmp_path / "b.parquet", numbered(0, 5).rename_columns(["id", "txt"]))
+    with pytest.raises(InputError, match='do not agree on column "text"'):
+        list_files(str(tmp_path), on_bad_file="skip")
+
+
+@pytest.mark.parametrize("name", ["a.parquet", "a.arrow"])
+def test_every_type_comes_back_with_its_metadata(tmp_path, name):
+    write = write_parquet if name == "a.parquet" else write_arrow
+    write(tmp_path / name, every_type())
+    first, second = units(tmp_path, max_rows=2)
+    table = pa.concat_tables([read_unit(first), read_unit(second)])
+    assert same_columns(table.schema, every_type().schema)
+    assert table.equals(every_type()), "values"
+
+
+def test_a_column_of_nulls_without_a_type_takes_the_type_of_the_other_files(tmp_path):
+    write_parquet(tmp_path / "a.parquet", numbered(0, 2).set_column(1, "text", pa.nulls(2)))
+    write_parquet(tmp_path / "b.parquet", numbered(2, 4))
+    first, second = (read_unit(unit) for unit in units(tmp_path))
+    assert first.schema == second.schema == numbered(0, 1).schema
+    assert first.column("text").to_pylist() == [None, None]
+
+
+def test_columns_come_in_the_order_asked_for(tmp_path):
+    write_parquet(tmp_path / "a.parquet", numbered(0, 9))
+    (_, unit) = units(tmp_path)
+    assert read_unit(unit, ["text", "id"]).to_pylist() == numbered(7, 9).select(["text", "id"]).to_pylist()
+    with pytest.raises(ConfigError, match='no column "nope"'):
+        read_unit(unit, ["nope"])
+
+
+def test_every_unit_has_the_first_files_order_and_metadata(tmp_path):
+    write_parquet(tmp_path / "a.parquet", numbered(0, 5).replace_schema_metadata({"from": "a"}))
+    write_parquet(tmp_path / "b.parquet", numbered(5, 8).select(["text", "id"]).replace_schema_metadata({"from": "b"}))
+    first, second = (read_unit(unit) for unit in units(tmp_path))
+    assert first.schema.equals(second.schema, check_metadata=True) and second.schema.metadata == {b"from": b"a"}
+    assert second.to_pylist() == numbered(5, 8).to_pylist()
+
+
+def test_a_unit_without_rows_has_the_columns(tmp_path):
+    write_parquet(tmp_path / "a.parquet", every_type().slice(0, 0))
+    (unit,) = units(tmp_path)
+    assert same_columns(read_unit(unit).schema, every_type().schema)
+
+
+def test_names_with_dots_are_not_taken_for_nested_ones(tmp_path):
+    table = pa.table({"a": [{"b": 1}], "a.b": [2], "a.c": [3]})
+    write_parquet(tmp_path / "a.parquet", table)
+    (unit,) = units(tmp_path)
+    assert read_unit(unit, ["a.b", "a"]).to_pylist() == [{"a.b": 2, "a": {"b": 1}}]
+
+
+def test_dictionaries_of_several_batches_become_one(tmp_path):
+    texts = pa.array([f"v{i % 100}" for i in range(3000)]).dictionary_encode()
+    write_parquet(tmp_path / "a.parquet", pa.table({"c": texts}), row_group_size=500)
+    (unit,) = units(tmp_path, max_rows=3000)
+    column = read_unit(unit).column("c")
+    assert column.to_pylist() == texts.to_pylist()
+    assert {len(chunk.dictionary) for chunk in column.chunks} == {100}
+
+
+def test_dictionaries_that_do_not_fit_one_index_stay_apart(tmp_path):
+    kind = pa.dictionary(pa.int8(), pa.string())
+    texts = [f"{side}{i}" for side in "lr" for i in range(100)]
+    halves = [pa.array(texts[:100]).cast(kind), pa.array(texts[100:]).cast(kind)]
+    write_parquet(tmp_path / "a.parquet", pa.table({"c": pa.chunked_array(halves)}), row_group_size=100)
+    (unit,) = units(tmp_path, max_rows=200)
+    table = read_unit(unit)
+    assert table.column("c").type == kind and table.column("c").to_pylist() == texts
+
+
+@pytest.mark.parametrize("name", ["a.parquet", "a.arrow"])
+def test_a_file_that_changed_since_it_was_planned_is_refused(tmp_path, name):
+    write = write_parquet if name == "a.parquet" else write_arrow
+    write(tmp_path / name, numbered(0, 9))
+    unit = units(tmp_path)[1]
+    write(tmp_path / name, numbered(0, 500))
+    with pytest.raises(InputError, match=rf"{name}: the file changed since it was planned \(\d+ bytes then, \d+ now\)"):
+        read_unit(unit)
+
+
+def test_another_number_of_rows_in_as_many_bytes_is_refused(tmp_path):
+    path = write_parquet(tmp_path / "a.parquet", numbered(0, 9))
+    unit = units(tmp_path)[0]
+    write_parquet(tmp_path / "a.parquet", numbered(0, 5), compression="none")
+    content = path.read_bytes()
+    path.write_bytes(content[:4] + b"\0" * (unit.file_bytes - len(content)) + content[4:])
+    with pytest.raises(InputError, match=r"changed since it was planned \(9 rows then, 5 now\)"):
+        read_unit(unit)
+
+
+def test_a_file_that_is_gone_is_named(tmp_path):
+    path = write_parquet(tmp_path / "a.parquet", numbered(0, 9))
+    unit = units(tmp_path)[1]
+    path.unlink()
+    with pytest.raises(InputError, match=rf"{path}: rows 7 to 9 cannot be read: .*No such file"):
+        read_unit(unit)
+
+
+def test_a_flipped_bit_is_found_where_the_file_has_checksums(tmp_path):
+    path = write_parquet(tmp_path / "a.parquet", numbered(0, 9), compression="none", write_page_checksum=True)
+    content = bytearray(path.read_bytes())
+    content[content.index(b"row 4")] ^= 1
+    path.write_bytes(content)
+    unit = units(tmp_path)[0]
+    with pytest.raises(InputError, match=r'in row group 0, column "text": .*CRC checksum verification failed'):
+        read_unit(unit)
+
+
+def test_memory_stays_flat_however_large_the_row_group_is(tmp_path):
+    table = pa.table({"text": ["x" * 1000 + str(i) for i in range(40_000)]})
+    write_parquet(tmp_path / "a.parquet", table, row_group_size=40_000, use_dictionary=False)
+    unit = units(tmp_path, max_rows=100)[350]
+    del table
+    before = pa.default_memory_pool()
+    pool = pa.proxy_memory_pool(before)
+    pa.set_memory_pool(pool)
+    try:
+        assert read_unit(unit).num_rows == 100
+    finally:
+        pa.set_memory_pool(before)
+    assert pool.max_memory() < 12 * 2**20, "the row group has 40 MB"
+
+
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    st.lists(st.integers(0, 40), min_size=1, max_size=4),
+    st.integers(1, 15),
+    st.integers(1, 15),
+    st.sampled_from(["parquet", "arrow", "stream"]),
+)
+def test_all_units_together_are_the_input_whatever_its_layout(tmp_path, num_rows, group_rows, max_rows, kind):
+    folder = tmp_path / os.urandom(4).hex()
+    folder.mkdir()
+    start = 0
+    for index, rows in enumerate(num_rows):
+        table = numbered(start, start + rows)
+        if kind == "parquet":
+            write_parquet(folder / f"{index}.parquet", table, row_group_size=group_rows)
+        else:
+            write_arrow(folder / f"{index}.arrow", table, kind == "stream", group_rows)
+        start += rows
+    together = pa.concat_tables([read_unit(unit) for unit in units(folder, max_rows)])
+    assert together.to_pylist() == numbered(0, start).to_pylist()
