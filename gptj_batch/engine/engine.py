@@ -80,7 +80,9 @@ class Engine:
         """
         config = config or EngineConfig()
         device = config.device or ("cuda" if torch.cuda.is_available() else "cpu")
-        model = GPTJForCausalLM.from_pretrained(path, revision=revision, dtype=dtype, device=device)
+        model = GPTJForCausalLM.from_pretrained(
+            path, revision=revision, dtype=dtype, device=device, allow_new_head=False
+        )
         return cls(model, config)
 
     @property
