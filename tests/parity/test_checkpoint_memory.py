@@ -59,9 +59,7 @@ def write_checkpoint(folder: Path, dtype: torch.dtype, pickled: bool) -> None:
 
 @pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="peak memory is read from Linux' /proc")
-@pytest.mark.parametrize(
-    ("dtype", "pickled"), [(torch.float32, False), (torch.float16, False), (torch.float32, True)]
-)
+@pytest.mark.parametrize(("dtype", "pickled"), [(torch.float32, False), (torch.float16, False), (torch.float32, True)])
 def test_loading_peaks_at_little_more_than_the_model(tmp_path: Path, dtype: torch.dtype, pickled: bool) -> None:
     folder = tmp_path / "checkpoint"
     try:

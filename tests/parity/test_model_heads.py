@@ -46,9 +46,7 @@ def test_the_language_modelling_loss_equals_transformers(oracle: Any, padding: s
 def test_every_classification_loss_equals_transformers(
     oracle: Any, padding: str, num_labels: int, problem: str | None
 ) -> None:
-    pair = oracle.pair(
-        "GPTJForSequenceClassification", num_labels=num_labels, problem_type=problem, pad_token_id=PAD
-    )
+    pair = oracle.pair("GPTJForSequenceClassification", num_labels=num_labels, problem_type=problem, pad_token_id=PAD)
     batch = oracle.tokens(5, 9, padding)
     labels = classification_labels(problem, num_labels)
     oracle.assert_equal(pair.ours(**batch, labels=labels), pair.theirs(**batch, labels=labels))
@@ -147,9 +145,7 @@ def test_gradients_of_the_language_modelling_loss_equal_transformers(oracle: Any
 def test_gradients_of_the_classification_losses_equal_transformers(
     oracle: Any, num_labels: int, problem: str | None
 ) -> None:
-    pair = oracle.pair(
-        "GPTJForSequenceClassification", num_labels=num_labels, problem_type=problem, pad_token_id=PAD
-    )
+    pair = oracle.pair("GPTJForSequenceClassification", num_labels=num_labels, problem_type=problem, pad_token_id=PAD)
     labels = classification_labels(problem, num_labels)
     assert_gradients_equal(pair, {**oracle.tokens(5, 9, "right"), "labels": labels})
 

@@ -1,8 +1,8 @@
 """float16 and bfloat16 against the float32 reference, within a bound derived from the number of roundings.
 
-One rounding to a format of unit roundoff u (2^-11 for float16, 2^-8 for bfloat16) has a relative error spread evenly over
--u .. u, so of root mean square u / sqrt(3). Products are summed in float32 and rounded once. On the longest way from a
-token to its logits the following are rounded:
+One rounding to a format of unit roundoff u (2^-11 for float16, 2^-8 for bfloat16) has a relative error spread evenly
+over -u .. u, so of root mean square u / sqrt(3). Products are summed in float32 and rounded once. On the longest way
+from a token to its logits the following are rounded:
 
     the embedding                                                                        1
     in each layer: norm, weight of a projection, its result, rotation, probabilities,
