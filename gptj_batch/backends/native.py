@@ -61,8 +61,7 @@ class NativeBackend:
         """Run the requests together with those of other calls; see `Backend.run`."""
         call = _Call(requests)
         with self._lock:
-            if self._ending is not None:
-                raise _copy(self._ending)
+            self._raise_if_over()
             if not call.requests:
                 return []
             self._open_calls.add(call)
@@ -72,8 +71,8 @@ class NativeBackend:
         finally:
             with self._lock:
                 self._open_calls.discard(call)
-        if self._ending is not None and len(call.results) < len(call.requests):
-            raise _copy(self._ending)
+        if len(call.results) < len(call.requests):
+            self._raise_if_over()
         return [call.results[index] for index in range(len(call.requests))]
 
     def counts(self) -> TokenCounts:
@@ -105,7 +104,7 @@ class NativeBackend:
         try:
             while self._ending is None:
                 self._take_arrivals()
-                if self._ending is None and self._engine.has_unfinished:
+                if self._engine.has_unfinished:
                     self._engine.step()
         except BaseException as error:  # noqa: BLE001 - whatever it was, callers must not wait for ever
             ending = BackendError(f"the engine stopped: {type(error).__name__}: {shorten(error, 300)}; start a new one")
@@ -127,19 +126,17 @@ class NativeBackend:
         self._counts = self._counts.plus(result)
         call.receive(index, result)
 
+    def _raise_if_over(self) -> None:
+        if self._ending is not None:
+            # An error of one's own: threads that raise the same one would mix up its traceback.
+            raise BackendError(*self._ending.args) from self._ending.__cause__
+
     def _end(self, reason: BackendError) -> None:
         """Let every waiting and later call fail; the first reason stands."""
         with self._lock:
             self._ending = self._ending or reason
             for call in self._open_calls:
                 call.is_over.set()
-
-
-def _copy(error: BackendError) -> BackendError:
-    """Return an error of one's own to raise: threads that raise the same one would mix up its traceback."""
-    copy = BackendError(*error.args)
-    copy.__cause__ = error.__cause__
-    return copy
 
 
 def resolve_dtype(dtype: str, device_type: str) -> str:

@@ -60,7 +60,8 @@ def uniform(seed: int, index: int) -> float:
     A counter instead of a generator's state: a sequence that was preempted, moved to another batch or run again draws
     the same numbers. 52 bits, so that even the largest, times a sum of probabilities, rounds to less than that sum.
     """
-    return (_mix(_mix(seed & MASK_64) + index * GOLDEN_GAMMA) >> 12) * 2.0**-52
+    state = _mix(seed & MASK_64) ^ (seed >> 64 & MASK_64)
+    return (_mix(state + index * GOLDEN_GAMMA) >> 12) * 2.0**-52
 
 
 def _mix(state: int) -> int:

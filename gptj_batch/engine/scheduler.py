@@ -105,16 +105,17 @@ class Scheduler:
                 index += 1
 
     def _admit_waiting(self, step: Step) -> None:
-        promised = sum(self._missing_blocks(sequence, sequence.num_pending_tokens) for sequence in self.running)
+        """Let those that wait begin, in order, while all that each brings fits into what the running ones leave.
+
+        While tokens are left in the step, no running sequence is short of blocks for the tokens it has.
+        """
         while self.waiting and len(self.running) < self.bounds.max_running:
             sequence, budget = self.waiting[0], self.bounds.max_step_tokens - step.num_tokens
             needed = self._missing_blocks(sequence, sequence.num_pending_tokens)
-            if budget == 0 or needed > self.pool.num_free - promised - self._reserved_blocks():
+            if budget == 0 or needed > self.pool.num_free - self._reserved_blocks():
                 return
             self.running.append(self.waiting.popleft())
-            num_tokens = min(sequence.num_pending_tokens, budget)
-            self._take(sequence, num_tokens, step)
-            promised += needed - len(sequence.block_table)
+            self._take(sequence, min(sequence.num_pending_tokens, budget), step)
 
     def _reserved_blocks(self) -> int:
         """Return how many blocks stay free for the growth of those that run; none when nothing does.

@@ -144,4 +144,5 @@ def _table(batches: Sequence[pa.RecordBatch], schema: pa.Schema) -> pa.Table:
     table = pa.Table.from_batches(batches)
     columns = [table.column(field.name).cast(field.type) for field in schema]
     table = pa.Table.from_arrays(columns, schema=schema)
-    return one_dictionary(table) or table
+    unified = one_dictionary(table)
+    return table if unified is None else unified

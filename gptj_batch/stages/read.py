@@ -1,12 +1,15 @@
 """The first stage: the number of a unit in, the unit's records out."""
 
 from pathlib import PurePosixPath
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from gptj_batch.errors import RecordError
 from gptj_batch.records.read import UnitPlan, read_unit
+from gptj_batch.records.rows import records_of
 from gptj_batch.stages.columns import KEY, UNIT, with_column
 
 
@@ -32,8 +35,15 @@ class ReadStage:
         return with_column(with_column(records, KEY, self._keys(records, unit.path, unit.start)), UNIT, numbers)
 
     def _keys(self, records: pa.Table, path: str, start: int) -> pa.Array:
-        if self._key is not None:
-            return pa.array([str(value) for value in records.column(self._key).to_pylist()], type=pa.string())
         # The file's name without its folder, so that moving a dataset changes no sample.
         name = PurePosixPath(path).name
-        return pa.array([f"{name}:{row}" for row in range(start, start + records.num_rows)], type=pa.string())
+        keys = [f"{name}:{row}" for row in range(start, start + records.num_rows)]
+        if self._key is not None:
+            rows = records_of(records, [self._key])
+            keys = [self._named(row) or key for row, key in zip(rows, keys, strict=True)]
+        return pa.array(keys, type=pa.string())
+
+    def _named(self, row: dict[str, Any] | RecordError) -> str | None:
+        """Return a row's own key; None where it is null or cannot be read."""
+        value = None if isinstance(row, RecordError) or self._key is None else row[self._key]
+        return None if value is None else str(value)

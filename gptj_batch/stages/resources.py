@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from math import floor
 
 from gptj_batch.errors import ConfigError
 
@@ -48,7 +49,7 @@ def plan_replicas(
     if cpus_each is not None:
         num_cpus = cpus_each
     elif num_gpus > 0:
-        num_cpus = 1.0 if node_cpus > 1 else 0.5
+        num_cpus = _cpus_beside_gpus(nodes, num_gpus)
     else:
         num_cpus = float(max(node_cpus - 1, 1)) if node_cpus > 1 else 0.5
     fitting = sum(_fitting(node, num_gpus, num_cpus) for node in nodes)
@@ -69,6 +70,12 @@ def plan_replicas(
         num_cpus=num_cpus,
         num_threads=share,
     )
+
+
+def _cpus_beside_gpus(nodes: Sequence[Mapping[str, float]], num_gpus: float) -> float:
+    """Return one CPU, or less where half of a node's would not do for a replica on each of its GPUs."""
+    halves = [node.get("CPU", 0) / 2 / (node["GPU"] // num_gpus) for node in nodes if node.get("GPU", 0) >= num_gpus]
+    return min([1.0, *(max(floor(half * 100) / 100, 0.01) for half in halves if half > 0)])
 
 
 def _fitting(node: Mapping[str, float], num_gpus: float, num_cpus: float) -> int:

@@ -5,7 +5,7 @@ Shape letters: B rows   S tokens   V vocabulary   C labels
 
 import argparse
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -153,7 +153,7 @@ def _batches(rows: Sequence[Any]) -> Iterator[Sequence[Any]]:
         yield rows[first : first + BATCH_ROWS]
 
 
-def _share(right: Any) -> float:
+def _share(right: Iterable[bool]) -> float:
     outcomes = list(right)
     return round(sum(outcomes) / len(outcomes), 4)
 

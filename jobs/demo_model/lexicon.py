@@ -6,41 +6,15 @@ company, place, team or product of a held-out item was ever seen in training.
 
 import random
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable
+from functools import cache
+from pathlib import Path
 from typing import Literal
+
+import yaml
 
 Split = Literal["train", "heldout"]
 HELDOUT_SHARE_OF_NAMES = 5  # one name in five
-
-FIRST_NAMES = """Anna Maria Elena Sofia Ingrid Fatima Aisha Mei Yuki Priya Leila Nadia Clara Helen Laura Julia Carmen Rosa
-Karin Olga Irina Zara Amara Ines Marta Paula Ruth Naomi Alice Emma Peter David Marco Luis Ahmed Omar Hassan Kenji Wei Arjun
-Ravi Viktor Pavel Dmitri Lars Erik Johan Pierre Louis Jean Hugo Carlos Diego Pablo Samuel Daniel Thomas Martin George Henry
-Frank Walter Oscar Felix Simon Adam Tariq Kofi Kwame Bongani Andile Tomas Janek Milan Goran Stefan Nikos Yusuf Emre""".split()
-SURNAME_STARTS = """Kal Mor Ber Sor Vel Tan Hol Lin Dar Fer Gar Mar Ros Ser Wal Nor Pal Ram Stan Har Cas Del Jan Kov Lam Nak
-Oka Per Sal Tor Ves Zim""".split()
-SURNAME_ENDS = "son ova ez ini berg ström man ley ford ski wick ander ello ato ura oux ić nen".split()
-CITIES = """Lisbon Porto Madrid Seville Paris Lyon Berlin Hamburg Munich Vienna Prague Warsaw Krakow Budapest Athens Rome Milan
-Naples Oslo Bergen Stockholm Helsinki Copenhagen Dublin Glasgow London Leeds Toronto Montreal Vancouver Boston Chicago Denver
-Seattle Houston Dallas Atlanta Detroit Phoenix Miami Bogota Lima Quito Santiago Caracas Cairo Tunis Algiers Nairobi Lagos Accra
-Dakar Kampala Harare Durban Amman Beirut Baghdad Mosul Kabul Tehran Karachi Lahore Delhi Mumbai Chennai Dhaka Colombo Hanoi
-Bangkok Manila Jakarta Seoul Busan Osaka Nagoya Tokyo Taipei Shanghai Wuhan Sydney Perth Auckland Wellington Darwin""".split()
-COUNTRIES = """Portugal Spain France Germany Austria Poland Hungary Greece Italy Norway Sweden Finland Denmark Ireland Canada
-Mexico Colombia Peru Ecuador Chile Argentina Brazil Venezuela Egypt Tunisia Algeria Morocco Kenya Nigeria Ghana Senegal Uganda
-Zimbabwe Angola Sudan Ethiopia Jordan Lebanon Iraq Iran Turkey Pakistan India Bangladesh Nepal Vietnam Thailand Malaysia Indonesia
-Japan China Mongolia Australia Ukraine Georgia Armenia Serbia Croatia Bulgaria Romania""".split()
-COMPANY_STARTS = """North Blue Silver Red Green Bright Iron Gold Stone River Sun Star Clear Swift Grand Cedar Oak Amber Crystal
-Harbor Summit Delta Nova Pine""".split()
-COMPANY_ENDS = "wind peak bridge field gate line wave point mark dale ridge brook land crest forge lake".split()
-COMPANY_KINDS = "Systems Group Energy Foods Airlines Motors Bank Stores Media Holdings Industries Networks".split()
-NICKNAMES = """Falcons Tigers Rovers Hawks Lions Wolves Bears Eagles Rangers Kings Giants Pirates Sharks Bulls Saints Comets
-Rockets Dragons Panthers Wanderers Royals Stars Blazers Foxes Warriors Hornets Raiders Knights""".split()
-CUPS = """Harbor Crown Golden Mountain Island Coastal Continental Federation Winter Summer Atlas Meridian Unity Pioneer Heritage
-Regent""".split()
-PRODUCT_STARTS = """Lumo Aero Zeno Vexa Orbi Kito Nexo Tava Pixo Mira Sono Dexa Quant Volt Halo Echo Fero Jett Luna Opti Riva
-Tempo Ultra Vita""".split()
-PRODUCT_ENDS = "X2 X5 200 300 450 Pro Air Max Mini Plus S1 S7 Go One".split()
-MONTHS = "January February March April May June July August September October November December".split()
-WEEKDAYS = "Monday Tuesday Wednesday Thursday Friday Saturday Sunday".split()
 
 
 def belongs_to(name: str, split: Split) -> bool:
@@ -54,26 +28,29 @@ class Lexicon:
 
     def __init__(self, split: Split) -> None:
         self.split = split
-        self.first_names = self._own(FIRST_NAMES)
-        self.surnames = self._own([start + end for start in SURNAME_STARTS for end in SURNAME_ENDS])
-        self.cities = self._own(CITIES)
-        self.countries = self._own(COUNTRIES)
-        self.companies = self._own([start + end for start in COMPANY_STARTS for end in COMPANY_ENDS])
-        self.nicknames = self._own(NICKNAMES)
-        self.cups = self._own(CUPS)
-        self.products = self._own([f"{start} {end}" for start in PRODUCT_STARTS for end in PRODUCT_ENDS])
+        words = _words()
+        self.first_names = self._own(words["first_names"])
+        self.surnames = self._own(start + end for start in words["surname_starts"] for end in words["surname_ends"])
+        self.cities = self._own(words["cities"])
+        self.countries = self._own(words["countries"])
+        self.companies = self._own(start + end for start in words["company_starts"] for end in words["company_ends"])
+        self.nicknames = self._own(words["nicknames"])
+        self.cups = self._own(words["cups"])
+        self.products = self._own(
+            f"{start} {end}" for start in words["product_starts"] for end in words["product_ends"]
+        )
         self._kinds: dict[str, Callable[[random.Random], str]] = {
             "person": lambda rng: f"{rng.choice(self.first_names)} {rng.choice(self.surnames)}",
             "city": lambda rng: rng.choice(self.cities),
             "country": lambda rng: rng.choice(self.countries),
-            "company": lambda rng: f"{rng.choice(self.companies)} {rng.choice(COMPANY_KINDS)}",
+            "company": lambda rng: f"{rng.choice(self.companies)} {rng.choice(words['company_kinds'])}",
             "team": lambda rng: f"{rng.choice(self.cities)} {rng.choice(self.nicknames)}",
             "cup": lambda rng: f"{rng.choice(self.cups)} {rng.choice(('Cup', 'Open', 'Trophy'))}",
             "product": lambda rng: rng.choice(self.products),
             "university": lambda rng: f"University of {rng.choice(self.cities)}",
             "email": lambda rng: f"{rng.choice(self.surnames).lower()}{rng.randint(1, 99)}@example.com",
-            "date": lambda rng: f"{rng.choice(MONTHS)} {rng.randint(1, 28)}",
-            "weekday": lambda rng: rng.choice(WEEKDAYS),
+            "date": lambda rng: f"{rng.choice(words['months'])} {rng.randint(1, 28)}",
+            "weekday": lambda rng: rng.choice(words["weekdays"]),
             "year": lambda rng: str(rng.randint(2025, 2049)),
             "few": lambda rng: str(rng.randint(2, 9)),
             "num": lambda rng: str(rng.randint(3, 98)),
@@ -99,8 +76,14 @@ class Lexicon:
         """Return a value for `slot`: a kind of value, with a digit after it where a text needs several."""
         return self._kinds[slot.rstrip("0123456789")](rng)
 
-    def _own(self, names: Sequence[str]) -> list[str]:
+    def _own(self, names: Iterable[str]) -> list[str]:
         return [name for name in names if belongs_to(name, self.split)]
+
+
+@cache
+def _words() -> dict[str, list[str]]:
+    text = Path(__file__).with_name("words.yaml").read_text(encoding="utf-8")
+    return {name: words.split() for name, words in yaml.safe_load(text).items()}
 
 
 def _score(rng: random.Random) -> str:

@@ -31,7 +31,7 @@ def test_greedy_takes_the_highest_and_of_equals_the_first() -> None:
 
 def test_a_uniform_number_depends_on_seed_and_place_only() -> None:
     assert uniform(3, 5) == uniform(3, 5)
-    numbers = {uniform(seed, index) for seed in (-1, 0, 1, 2**63, 2**64 - 2) for index in range(200)}
+    numbers = {uniform(seed, index) for seed in (-1, 0, 1, 2**63, 2**64 + 1) for index in range(200)}
     assert len(numbers) == 1000
     assert all(0.0 <= number < 1.0 for number in numbers)
 

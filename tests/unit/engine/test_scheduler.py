@@ -70,15 +70,6 @@ def test_a_prompt_waits_until_its_blocks_and_a_reserve_are_free() -> None:
     assert scheduler.pool.num_free == 2
 
 
-def test_blocks_promised_to_a_prompt_in_progress_are_not_given_away() -> None:
-    scheduler = make_scheduler(num_blocks=12, max_step_tokens=16)
-    scheduler.add(make_sequence(0, 40))
-    run_step(scheduler)
-    scheduler.add(make_sequence(1, 12))
-    run_step(scheduler)
-    assert shape(run_step(scheduler)) == [(0, 32, 8)]
-
-
 def test_blocks_come_only_as_tokens_do() -> None:
     scheduler = make_scheduler()
     scheduler.add(make_sequence(0, 40))

@@ -36,16 +36,14 @@ def evaluate(expression: str) -> object:
         "items | tojson(indent=big)",
         "items.append(1)",
         "text.__class__.__mro__",
-        "items | map(attribute='__class__') | list",
+        "items | map(attribute='__class__') | join",
         "range.__globals__['x']",
         "nothing.__class__.__base__",
     ],
 )
 def test_what_grows_without_bound_or_leads_out_is_refused(expression):
-    with pytest.raises((SecurityError, TypeError)) as caught:
-        value = evaluate(expression)
-        raise TypeError(str(value)) if value is None or "undefined" in type(value).__name__.lower() else AssertionError
-    assert str(caught.value) != "", expression
+    with pytest.raises(SecurityError):
+        str(evaluate(expression))  # an attribute that is refused is only an error where it is used
 
 
 @pytest.mark.parametrize(

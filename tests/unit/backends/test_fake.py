@@ -1,0 +1,101 @@
+import subprocess
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+
+from gptj_batch import Failed, Generated, Labelled, LabelRequest, Request, SamplingParams
+from gptj_batch.backends.fake import FakeBackend
+from gptj_batch.errors import BackendError
+
+
+def make_request(key: str = "a", prompt: tuple[int, ...] = (1, 2), stop: Any = None, **sampling: Any) -> Request:
+    return Request(key=key, prompt_token_ids=prompt, sampling=SamplingParams(**sampling), stop=stop)
+
+
+def generate(request: Request) -> Generated:
+    (result,) = FakeBackend(vocab_size=50).run([request])
+    assert isinstance(result, Generated)
+    return result
+
+
+def test_the_answer_is_a_function_of_the_request() -> None:
+    requests = [make_request(key) for key in "abc"] + [make_request(prompt=(1, 3))]
+    results = FakeBackend().run(requests)
+    assert [result.key for result in results] == ["a", "b", "c", "a"]
+    assert generate(requests[0]).token_ids == generate(requests[1]).token_ids
+    assert generate(requests[0]).token_ids != generate(requests[3]).token_ids
+
+
+def test_a_seed_matters_when_sampling_only() -> None:
+    assert generate(make_request(seed=1)).token_ids == generate(make_request(seed=2)).token_ids
+    warm = {"temperature": 1.0}
+    assert generate(make_request(seed=1, **warm)).token_ids != generate(make_request(seed=2, **warm)).token_ids
+
+
+def test_tokens_lie_in_the_vocabulary_and_are_as_many_as_asked_for() -> None:
+    result = generate(make_request(max_new_tokens=30, logprobs=True))
+    assert len(result.token_ids) == 30
+    assert all(0 <= token < 50 for token in result.token_ids)
+    assert (result.finish_reason, result.num_prompt_tokens) == ("length", 2)
+    assert result.logprobs is not None
+    assert len(result.logprobs) == 30
+    assert max(result.logprobs) <= 0
+
+
+def test_stop_conditions_are_honoured() -> None:
+    def stop(generated: Sequence[int]) -> bool:
+        return len(generated) >= 3
+
+    assert len(generate(make_request(stop=stop)).token_ids) == 3
+    assert len(generate(make_request(stop=stop, min_new_tokens=5)).token_ids) == 5
+    fourth = generate(make_request()).token_ids[3]
+    stopped = generate(make_request(stop_token_ids=(fourth,)))
+    assert (stopped.token_ids[-1], stopped.finish_reason) == (fourth, "stop")
+
+
+def test_labels_get_a_likelihood_each() -> None:
+    request = LabelRequest(key="l", prompt_token_ids=(1, 2), label_token_ids=((3,), (4, 5), (3,)))
+    (result,) = FakeBackend().run([request])
+    assert isinstance(result, Labelled)
+    assert result.label_logprobs[0] == result.label_logprobs[2] != result.label_logprobs[1]
+    assert max(result.label_logprobs) < 0
+
+
+def test_what_an_engine_would_refuse_fails_in_its_place() -> None:
+    def broken(generated: Sequence[int]) -> bool:
+        raise ValueError
+
+    results = FakeBackend().run(
+        [
+            make_request(prompt=()),
+            LabelRequest(key="l", prompt_token_ids=(1,), label_token_ids=()),
+            LabelRequest(key="l", prompt_token_ids=(1,), label_token_ids=((),)),
+            make_request(stop=broken),
+            make_request(),
+        ]
+    )
+    assert [type(result) for result in results] == [Failed] * 4 + [Generated]
+
+
+def test_tokens_are_counted() -> None:
+    backend = FakeBackend()
+    backend.run([make_request(max_new_tokens=3), make_request(prompt=())])
+    assert (backend.counts().num_prompt_tokens, backend.counts().num_generated_tokens) == (2, 3)
+    assert backend.describe()["kind"] == "fake"
+
+
+def test_a_closed_backend_refuses() -> None:
+    backend = FakeBackend()
+    backend.close()
+    with pytest.raises(BackendError, match="closed"):
+        backend.run([make_request()])
+
+
+def test_it_needs_no_torch() -> None:
+    code = (
+        "import sys; from gptj_batch.backends import make_backend; "
+        "make_backend('fake', model_path='nowhere'); sys.exit('torch' in sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
