@@ -14,6 +14,7 @@ if __name__ == "__main__" and not __package__:
 import json
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -28,6 +29,7 @@ from gptj_batch.tasks.base import ERROR_COLUMN
 from jobs.cluster import connected, node_resources
 from jobs.failures import Stopped, as_ours, stop_on_signals
 from pipelines.config import Job, load_job
+from pipelines.no_rows import write_no_rows
 from pipelines.prepare import Run, claim_output, prepare
 from pipelines.progress import Progress
 from pipelines.report import Report, read_report, write_report
@@ -48,6 +50,9 @@ def run_job(job: Job, address: str | None = None) -> int:
         pending = claim_output(run)
         if is_complete(run.job.output.path) and (report := read_report(run.job.output.path)) is not None:
             print(f"Nothing to do: {run.job.output.path} is complete.", file=sys.stderr)
+            # by this job's limit, which may be another one than that of the run that made it
+            is_good = run.job.errors.allows(report.failed, report.rows) and not report.skipped_files
+            report = replace(report, is_good=is_good)
         else:
             report = _execute(run, pending, address)
         print(report.summary())
@@ -61,7 +66,9 @@ def _execute(run: Run, pending: NDArray[np.int32], address: str | None) -> Repor
     num_pending_rows = sum(run.plan.unit(int(index)).num_rows for index in pending)
     progress = Progress(num_pending_rows, sys.stderr)
     facts: dict[str, Any] = {}
-    if len(pending):
+    if len(pending) and not num_pending_rows:
+        write_no_rows(run)
+    elif len(pending):
         _tell_start(run, len(pending), num_pending_rows)
         with connected(address):
             facts = _run_units(run, pending, progress)

@@ -33,7 +33,8 @@ def build(run: Run, pending: NDArray[np.int32], replicas: ReplicaPlan) -> Datase
     units = unit_numbers(len(pending))
     records = on_cpu(units, ReadStage(run.plan, pending, run.columns, job.input.key))
     prompts = on_cpu(records, TokenizeStage(task, model, revision, run.model.n_positions))
-    results = on_replicas(prompts, InferStage, (task, replica_settings(run, replicas)), replicas, tables_at_once(run))
+    infer = (task, replica_settings(run, replicas))
+    results = on_replicas(prompts, InferStage, infer, replicas, tables_at_once(run), len(pending))
     columns = on_cpu(results, DecodeStage(task, model, revision, output.prefix))
     return on_cpu(
         columns,

@@ -5,15 +5,16 @@ import re
 from collections.abc import Sequence
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self, get_args, get_origin
+from typing import Annotated, Any, Literal, Self
 
-import yaml
-from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
+from pydantic import Field, ValidationError, field_validator, model_validator
 
 from gptj_batch.errors import ConfigError, shorten
+from gptj_batch.stages.columns import PREFIX as INTERNAL
 from gptj_batch.tasks.base import Settings
 from gptj_batch.tasks.registry import TaskSettings
-from pipelines.job_file import JobFile, Location, apply_overrides, read_job_file
+from pipelines.job_file import JobFile, apply_overrides, read_job_file, to_yaml
+from pipelines.problems import known_settings, problems
 
 # Settings that the contract has and this version does not: better said than called unknown.
 # Each with the values that ask for nothing, which are let through, and what to say of any other.
@@ -30,9 +31,9 @@ LATER: dict[str, tuple[tuple[Any, ...], str]] = {
     "task.multi_label_threshold": ((None,), "it belongs to `classify` with method head, which is not in this version"),
     "output.partition_by": ((None, []), "partitioned output is not in this version"),
     # on and off give the same results: the native engine computes every prompt by itself in this version
-    "backend.prefix_caching": ((None, True, False), ""),
+    "backend.prefix_caching": ((None, True, False), "must be true or false; it has no effect in this version"),
 }
-LATER_KINDS = ("extract", "score", "embed")
+KINDS, LATER_KINDS = ("generate", "classify"), ("extract", "score", "embed")
 
 
 class InputSettings(Settings):
@@ -98,6 +99,19 @@ class ReplicaSettings(Settings):
     cpus_each: float | None = Field(default=None, gt=0.0, allow_inf_nan=False)
     """CPUs of a replica; null is chosen."""
 
+    @field_validator("gpus_each")
+    @classmethod
+    def _share_or_whole(cls, value: float | None) -> float | None:
+        if value is not None and value > 1.0 and value != int(value):
+            raise ValueError("must be a share of one GPU or a whole number of them")
+        return value
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.max is not None and self.min > self.max:
+            raise ValueError(f"replicas.min ({self.min}) is above replicas.max ({self.max})")
+        return self
+
 
 class OutputSettings(Settings):
     """Where the result goes."""
@@ -109,6 +123,14 @@ class OutputSettings(Settings):
     """`resume` does what is missing, if the same configuration made what is there."""
     prefix: str = ""
     """Put before the name of every added column."""
+
+    @field_validator("prefix")
+    @classmethod
+    def _not_internal(cls, value: str) -> str:
+        if value.startswith(INTERNAL):
+            raise ValueError(f"{INTERNAL} is what columns between the stages begin with; choose another")
+        return value
+
     compression: Literal["zstd", "snappy", "gzip", "brotli", "lz4", "none"] = "zstd"
     target_file_mb: int = Field(default=128, ge=1)
     """Parts are merged to about this size when the run completes."""
@@ -139,7 +161,8 @@ class ErrorSettings(Settings):
     def allows(self, failed: int, rows: int) -> bool:
         """Tell whether so many failed rows of so many are within the limit."""
         limit = self.max_failed_rows
-        return failed <= (limit * rows if limit < 1.0 else limit)
+        # A quotient and not a product: 0.29 * 100 is below 29.
+        return failed == 0 or (failed / rows if limit < 1.0 else failed) <= limit
 
 
 class Job(Settings):
@@ -162,16 +185,9 @@ class Job(Settings):
             raise ValueError("must be 1 to 63 of a-z, 0-9, '.', '_' and '-', beginning with a letter or digit")
         return value
 
-    @model_validator(mode="after")
-    def _check(self) -> Self:
-        replicas = self.replicas
-        if replicas.max is not None and replicas.min > replicas.max:
-            raise ValueError(f"replicas.min ({replicas.min}) is above replicas.max ({replicas.max})")
-        return self
-
     def to_yaml(self) -> str:
         """Return the job as a job file, every default written out."""
-        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+        return to_yaml(self.model_dump(mode="json"))
 
 
 def load_job(path: str | Path, overrides: Sequence[str] = ()) -> Job:
@@ -186,22 +202,27 @@ def load_job(path: str | Path, overrides: Sequence[str] = ()) -> Job:
 
 def check_job(file: JobFile) -> Job:
     """Validate a job file's values; see `load_job`."""
-    _refuse_later_kinds(file)
+    _check_kind(file)
     values = _without_later_settings(file)
     try:
         return Job.model_validate(values)
     except ValidationError as error:
-        problems = [_problem(file, details) for details in error.errors(include_url=False, include_context=True)]
-        raise ConfigError("\n".join(dict.fromkeys(problems))) from None
+        raise ConfigError("\n".join(problems(file, error, Job))) from None
 
 
-def _refuse_later_kinds(file: JobFile) -> None:
+def _check_kind(file: JobFile) -> None:
+    """Raise ConfigError for a task that is none; without its kind nothing can be said of its other settings."""
     task = file.values.get("task")
     if not isinstance(task, dict):
         return
-    if task.get("kind") in LATER_KINDS:
-        where = file.place(("task", "kind"))
-        raise ConfigError(f"{where}: task.kind: {task['kind']} is not in this version; generate and classify are")
+    kind, where = task.get("kind"), file.place(("task", "kind"))
+    if kind in LATER_KINDS:
+        raise ConfigError(f"{where}: task.kind: {kind} is not in this version; {' and '.join(KINDS)} are")
+    if kind not in KINDS:
+        near = get_close_matches(str(kind), KINDS, n=1)
+        found = f"got {shorten(repr(kind))}" if "kind" in task else "it is missing"
+        hint = f"; did you mean {near[0]}?" if near else ""
+        raise ConfigError(f"{where}: task.kind: must be {' or '.join(KINDS)}, {found}{hint}")
     if task.get("kind") == "classify" and task.get("method") == "head":
         where = file.place(("task", "method"))
         raise ConfigError(f"{where}: task.method: head is not in this version; use prompt, which needs no trained head")
@@ -210,74 +231,15 @@ def _refuse_later_kinds(file: JobFile) -> None:
 def _without_later_settings(file: JobFile) -> dict[str, Any]:
     """Return the values without the settings of LATER. Raises ConfigError where one of them asks for something."""
     values = copy.deepcopy(file.values)
-    problems = []
+    found = []
     for setting, (neutral, reason) in LATER.items():
         block, name = setting.split(".")
         settings = values.get(block)
-        if not isinstance(settings, dict) or name not in settings or _is_known(values, block, name):
+        if not isinstance(settings, dict) or name not in settings or name in known_settings(Job, (block,), values):
             continue
         value = settings.pop(name)
         if value not in neutral:
-            problems.append(f"{file.place((block, name))}: {setting}: {reason}; leave it out")
-    if problems:
-        raise ConfigError("\n".join(problems))
+            found.append(f"{file.place((block, name))}: {setting}: {reason}; leave it out")
+    if found:
+        raise ConfigError("\n".join(found))
     return values
-
-
-def _is_known(values: dict[str, Any], block: str, name: str) -> bool:
-    return name in _known_settings((block,), values)
-
-
-def _problem(file: JobFile, details: Any) -> str:
-    """Return one line: where, which setting, the rule, what was found, what to do."""
-    location = _without_union_tags(tuple(details["loc"]))
-    setting = ".".join(map(str, location)) or "the job"
-    where = file.place(location)
-    kind, message = details["type"], details["msg"].removeprefix("Value error, ")
-    if kind == "extra_forbidden":
-        return f"{where}: {setting}: no such setting{_nearest(location, file.values)}"
-    if kind == "missing":
-        return f"{where}: {setting}: is missing; it must be set"
-    found = "" if isinstance(details["input"], dict | list) else f", got {shorten(repr(details['input']))}"
-    return f"{where}: {setting}: {message[:1].lower()}{message[1:]}{found if kind != 'value_error' else ''}"
-
-
-_TAGS = ("generate", "classify")
-
-
-def _without_union_tags(location: Location) -> Location:
-    """Drop what pydantic adds for the kind of task and for alternatives of a type."""
-    return tuple(
-        part
-        for index, part in enumerate(location)
-        if not (index == 1 and location[0] == "task" and part in _TAGS)
-        and not (isinstance(part, str) and re.search(r"[\[(]|^(str|tuple|dict|int|float)$", part))
-    )
-
-
-def _nearest(location: Location, values: Any) -> str:
-    """Return a hint with the nearest setting that there is beside an unknown one, or in another block."""
-    known = _known_settings(location[:-1], values)
-    name = str(location[-1])
-    near = get_close_matches(name, known, n=1, cutoff=0.6)
-    if near:
-        return f"; did you mean {'.'.join(map(str, (*location[:-1], near[0])))}?"
-    elsewhere = [f"{block}.{name}" for block in Job.model_fields if name in _known_settings((block,), values)]
-    if elsewhere:
-        return f"; did you mean {elsewhere[0]}?"
-    return f"; there are {', '.join(known)}" if known else ""
-
-
-def _known_settings(location: Location, values: Any) -> list[str]:
-    model: Any = Job
-    for part in location:
-        if not (isinstance(model, type) and issubclass(model, BaseModel)) or part not in model.model_fields:
-            return []
-        model = model.model_fields[str(part)].annotation
-        if get_origin(model) is not None or not isinstance(model, type):
-            kind = values.get("task", {}).get("kind") if isinstance(values.get("task"), dict) else None
-            options = [
-                option for option in get_args(model) if isinstance(option, type) and issubclass(option, Settings)
-            ]
-            model = next((o for o in options if kind in get_args(o.model_fields["kind"].annotation)), None)
-    return list(model.model_fields) if isinstance(model, type) and issubclass(model, BaseModel) else []

@@ -14,7 +14,8 @@ from gptj_batch.model_folder import DEMO, ModelFacts, read_facts
 from gptj_batch.prompts.tokenizer import Tokenizer
 from gptj_batch.records.progress import clean, contents, differences, load_plan, pending_units, save_plan
 from gptj_batch.records.read import InputFiles, UnitPlan, list_files, plan_units
-from gptj_batch.records.schema import check_storable, output_schema, select_columns
+from gptj_batch.records.schema import check_storable, name_list, output_schema, select_columns
+from gptj_batch.stages.columns import PREFIX as INTERNAL
 from gptj_batch.tasks.base import ERROR_COLUMN, Task
 from gptj_batch.tasks.registry import make_task
 from pipelines.config import Job
@@ -112,6 +113,11 @@ def _check_columns(job: Job, task: Task, schema: pa.Schema) -> None:
     columns = None if job.input.columns is None else list(job.input.columns)
     schema = select_columns(schema, columns)
     task.check_columns(schema.names)
+    if internal := [name for name in schema.names if name.startswith(INTERNAL)]:
+        raise ConfigError(
+            f"input.columns: {name_list(internal)}: columns between the stages begin with {INTERNAL}; leave them out "
+            "with input.columns, or rename them"
+        )
     if job.input.key is not None and job.input.key not in schema.names:
         raise ConfigError(f'input.key: the input has no column "{job.input.key}"; it has {", ".join(schema.names)}')
     added = task.adds.append(pa.field(ERROR_COLUMN, pa.string()))

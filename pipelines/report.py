@@ -16,6 +16,8 @@ from pipelines.prepare import Run
 from pipelines.progress import Counts, duration
 
 RUN_FILE, CONFIG_FILE = "run.json", "config.yaml"
+# Reasons may hold numbers of their row, and then no two are alike; the output's column has all of them.
+MAX_REASONS = 100
 PACKAGES = ("torch", "ray", "pyarrow", "tokenizers", "safetensors")
 
 
@@ -50,6 +52,7 @@ class Report:
         errors = count_errors(run)
         failed = sum(errors.values())
         rows = run.plan.num_rows
+        commonest = sorted(errors.items(), key=lambda item: -item[1])[:MAX_REASONS]
         skipped = [file.path for file in run.inputs.skipped]
         return cls(
             name=run.job.name,
@@ -58,7 +61,7 @@ class Report:
             done=rows - failed,
             failed=failed,
             is_good=run.job.errors.allows(failed, rows) and not skipped,
-            errors=errors,
+            errors=dict(commonest),
             skipped_files=skipped,
             truncated_this_run=counts.truncated,
             rows_this_run=counts.rows,

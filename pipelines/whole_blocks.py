@@ -40,15 +40,28 @@ def on_cpu(dataset: Dataset, stage: Stage) -> Dataset:
 
 
 def on_replicas(
-    dataset: Dataset, stage: type[Any], arguments: tuple[Any, ...], replicas: ReplicaPlan, tables_at_once: int
+    dataset: Dataset,
+    stage: type[Any],
+    arguments: tuple[Any, ...],
+    replicas: ReplicaPlan,
+    tables_at_once: int,
+    num_units: int,
 ) -> Dataset:
-    """Run a stage in a pool of actors, each with `tables_at_once` tables in hand and as many waiting beside it."""
+    """Run a stage in a pool of actors, each with `tables_at_once` tables in hand and as many waiting beside it.
+
+    None is started for which there is no unit. None is given more than its share of them: Ray fills the first actor
+    that is ready before the next one is. None is taken away while there is work: Ray would stop those that wait for a
+    table, model and all.
+    """
+    num_replicas = max(replicas.min_replicas, min(replicas.initial_replicas, num_units))
+    share = max(1, -(-num_units // num_replicas))
+    in_hand = min(tables_at_once, share)
     pool = ActorPoolStrategy(
-        min_size=replicas.min_replicas,
-        max_size=replicas.max_replicas,
-        initial_size=replicas.initial_replicas,
-        max_tasks_in_flight_per_actor=2 * tables_at_once,
-        max_concurrent_calls_per_actor=tables_at_once,
+        min_size=num_replicas,
+        max_size=max(num_replicas, min(replicas.max_replicas, num_units)),
+        initial_size=num_replicas,
+        max_tasks_in_flight_per_actor=min(2 * in_hand, share),
+        max_concurrent_calls_per_actor=in_hand,
         enable_true_multi_threading=True,
     )
     return dataset.map_batches_internal(

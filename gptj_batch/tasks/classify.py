@@ -28,7 +28,7 @@ class ClassifySettings(Settings):
     kind: Literal["classify"]
     method: Literal["prompt"] = "prompt"
     """`prompt`: by the likelihood of each label's text. (`head`, a trained classifier, is not in this version.)"""
-    prompt: str
+    prompt: str = Field(min_length=1)
     """Template over the record's columns, e.g. "{{ text }}\\nTopic:"."""
     labels: dict[str, str] | tuple[str, ...] = Field(min_length=2)
     """The labels, or a map from each label to the text that is scored in its stead.
@@ -114,7 +114,7 @@ class ClassifyTask:
         return self._template.render(record)
 
     def request_maker(self, tokenizer: Tokenizer) -> "ClassifyRequestMaker":
-        """Return the maker of requests. Raises ConfigError where two labels become the same tokens."""
+        """Return the maker of requests. Raises ConfigError where a label has no tokens, or two the same."""
         return ClassifyRequestMaker(self.labels, self.label_texts, tokenizer)
 
     def pack(self, results: Sequence[AnyResult]) -> list[float]:
@@ -147,6 +147,8 @@ class ClassifyRequestMaker:
         self._label_token_ids = tuple(tuple(ids) for ids in tokenizer.encode_batch(list(texts)))
         seen: dict[tuple[int, ...], str] = {}
         for label, ids in zip(labels, self._label_token_ids, strict=True):
+            if not ids:
+                raise ConfigError(f"task.labels: the text of {label!r} has no tokens; change it")
             if ids in seen:
                 raise ConfigError(f"task.labels: {seen[ids]!r} and {label!r} become the same tokens; change one's text")
             seen[ids] = label

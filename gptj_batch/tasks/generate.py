@@ -23,7 +23,7 @@ class GenerateSettings(Settings):
     """The block `task` of a job of kind `generate`."""
 
     kind: Literal["generate"]
-    prompt: str
+    prompt: str = Field(min_length=1)
     """Template over the record's columns, e.g. "Summarize: {{ text }}"."""
     max_new_tokens: int = Field(default=64, ge=1)
     """The most tokens to generate; they must fit into the context behind the prompt."""
@@ -144,7 +144,8 @@ class GenerateTask:
 
     def columns(self, raw: Sequence[Any], tokenizer: Tokenizer) -> list[pa.Array]:
         """Return the added columns."""
-        texts = [None if row is None else [self._text(sample, tokenizer) for sample in row] for row in raw]
+        stop = StopStrings(self.settings.stop, tokenizer) if self.settings.stop else None
+        texts = [None if row is None else [_text(sample, tokenizer, stop) for sample in row] for row in raw]
         reasons = [None if row is None else [sample["finish_reason"] for sample in row] for row in raw]
         counts = [None if row is None else [len(sample["token_ids"]) for sample in row] for row in raw]
         prompts = [None if row is None else [row[0]["num_prompt_tokens"]] for row in raw]
@@ -158,14 +159,6 @@ class GenerateTask:
             "generated_logprobs": _unwrapped(logprobs, single),
         }
         return [column(by_name[field.name], field) for field in self.adds]
-
-    def _text(self, sample: Mapping[str, Any], tokenizer: Tokenizer) -> str:
-        """Return a sample's text, without the token or before the text that ended it."""
-        text = tokenizer.decode(sample["token_ids"], skip_special_tokens=True)
-        if sample["finish_reason"] == "stop":
-            places = [place for stop in self.settings.stop if (place := text.find(stop)) >= 0]
-            text = text[: min(places)] if places else text
-        return text
 
 
 class GenerateRequestMaker:
@@ -214,12 +207,43 @@ class StopStrings:
         self._stops = [stop.encode() for stop in stops]
         self._longest = max(len(stop) for stop in self._stops)
         self._tokenizer = tokenizer
+        self._bytes: dict[int, bytes] = {}
+        tokenizer.token_bytes(0)  # raises here, not row by row, where tokens have no bytes
 
     def __call__(self, generated_token_ids: Sequence[int]) -> bool:
         """Tell whether the last token completes a stop."""
-        # Every token but a special one has at least a byte, so this many hold any stop that ends in the last.
-        tail = b"".join(self._tokenizer.token_bytes(token_id) for token_id in generated_token_ids[-self._longest :])
-        return any(stop in tail for stop in self._stops)
+        return bool(self.ending(generated_token_ids))
+
+    def ending(self, token_ids: Sequence[int]) -> bytes:
+        """Return the bytes from the beginning of the stop that the last token completes; none where it completes none.
+
+        Of several, the one that begins first counts.
+        """
+        num_last = len(self._text_bytes(token_ids[-1])) if token_ids else 0
+        tail = b""
+        for token_id in reversed(token_ids):
+            if len(tail) >= num_last + self._longest:
+                break
+            tail = self._text_bytes(token_id) + tail
+        places = [tail.find(stop, max(0, len(tail) - num_last - len(stop) + 1)) for stop in self._stops]
+        found = [place for place in places if place >= 0]
+        return tail[min(found) :] if found else b""
+
+    def _text_bytes(self, token_id: int) -> bytes:
+        """Return what a token adds to the text: a special one adds nothing."""
+        if token_id not in self._bytes:
+            is_text = bool(self._tokenizer.decode([token_id], skip_special_tokens=True))
+            self._bytes[token_id] = self._tokenizer.token_bytes(token_id) if is_text else b""
+        return self._bytes[token_id]
+
+
+def _text(sample: Mapping[str, Any], tokenizer: Tokenizer, stop: StopStrings | None) -> str:
+    """Return a sample's text, without the token or before the text that ended it."""
+    text = tokenizer.decode(sample["token_ids"], skip_special_tokens=True)
+    if stop is None or sample["finish_reason"] != "stop":
+        return text
+    # Only the stop that ended it is cut: before min_new_tokens there may be others.
+    return text[: len(text) - len(stop.ending(sample["token_ids"]).decode(errors="replace"))]
 
 
 def row_seed(seed: int, key: str, sample: int) -> int:

@@ -169,9 +169,8 @@ def main() -> None:
     make_checkpoint(arguments.checkpoint)
     prompts = make_prompts(arguments.prompts)
 
-    peer, peer_load_s = timed(
-        lambda: transformers.GPTJForCausalLM.from_pretrained(arguments.checkpoint, dtype=dtype).eval()
-    )
+    load: Any = transformers.GPTJForCausalLM.from_pretrained
+    peer, peer_load_s = timed(lambda: load(arguments.checkpoint, dtype=dtype).eval())
     engine, engine_load_s = timed(lambda: Engine.from_pretrained(arguments.checkpoint, dtype=dtype))
     ours = engine_leg(engine, prompts)
     peers = [transformers_leg(peer, prompts, int(size)) for size in arguments.batches.split(",")]

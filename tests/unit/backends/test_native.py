@@ -143,8 +143,8 @@ def test_the_factory_loads_a_checkpoint_and_describes_it(model: GPTJForCausalLM,
         "dtype": "float32",
         "max_step_tokens": 16,
         "max_running": 3,
-        "num_blocks": 6,
-        "block_size_tokens": 32,
+        "num_blocks": 13,
+        "block_size_tokens": 16,
     }
     assert backend.run([make_request([5, 6])]) == Engine(model).run([make_request([5, 6])])
     backend.close()

@@ -12,12 +12,12 @@ def resolve(config: EngineConfig, *, device_type: str = "cpu", free_bytes: int =
 
 def test_on_a_cpu_the_cache_takes_at_most_a_gibibyte() -> None:
     assert resolve(EngineConfig()) == Bounds(
-        max_step_tokens=1024, max_running=64, block_size_tokens=32, num_blocks=GIB // (32 * 458_752)
+        max_step_tokens=1024, max_running=64, block_size_tokens=16, num_blocks=GIB // (16 * 458_752)
     )
 
 
 def test_on_a_small_host_the_cache_takes_a_quarter_of_what_is_free() -> None:
-    assert resolve(EngineConfig(), free_bytes=GIB).num_blocks == GIB // 4 // (32 * 458_752)
+    assert resolve(EngineConfig(), free_bytes=GIB).num_blocks == GIB // 4 // (16 * 458_752)
 
 
 def test_on_a_gpu_the_cache_takes_most_of_what_the_weights_left() -> None:
@@ -28,7 +28,7 @@ def test_on_a_gpu_the_cache_takes_most_of_what_the_weights_left() -> None:
 
 def test_the_cache_is_no_larger_than_running_sequences_can_fill() -> None:
     bounds = resolve(EngineConfig(max_running=3), kv_bytes_per_token=16, n_positions=100)
-    assert bounds.num_blocks == 3 * 4
+    assert bounds.num_blocks == 3 * 7
 
 
 def test_given_values_stand() -> None:
@@ -41,7 +41,7 @@ def test_kv_cache_bytes_is_turned_into_blocks() -> None:
 
 
 def test_a_cache_below_one_block_is_refused_with_the_size_it_needs() -> None:
-    with pytest.raises(ConfigError, match=r"kv_cache_bytes must hold at least one block of 32 tokens \(14680064"):
+    with pytest.raises(ConfigError, match=r"kv_cache_bytes must hold at least one block of 16 tokens \(7340032"):
         resolve(EngineConfig(kv_cache_bytes=1000))
 
 

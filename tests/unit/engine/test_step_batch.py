@@ -50,7 +50,7 @@ def test_every_head_has_its_own_slot() -> None:
 
 
 def test_rows_of_about_the_same_length_decode_together() -> None:
-    lengths = {1: 3, 2: 16, 3: 13, 4: 12, 5: 40}
+    lengths = {1: 3, 2: 28, 3: 25, 4: 24, 5: 60}
     chunks = [make_chunk(uid, n, n - 1, list(range(-(-n // 4)))) for uid, n in lengths.items()]
     batch = build(*chunks)
     assert [sequence.uid for sequence in batch.sequences] == [5, 2, 3, 4, 1]
@@ -58,10 +58,10 @@ def test_rows_of_about_the_same_length_decode_together() -> None:
 
 
 def test_a_short_row_in_a_group_is_filled_up_with_its_own_block_and_masked() -> None:
-    batch = build(make_chunk(1, 16, 15, [1, 2, 3, 4]), make_chunk(2, 11, 10, [7, 8, 9]))
-    (group,) = batch.decode_groups
-    assert group.pages.tolist() == [1, 2, 3, 4, 7, 8, 9, 7]
-    assert (~group.hidden).sum(-1).tolist() == [[16], [11]]
+    long, short = list(range(10, 17)), list(range(20, 26))
+    (group,) = build(make_chunk(1, 28, 27, long), make_chunk(2, 23, 22, short)).decode_groups
+    assert group.pages.tolist() == [*long, *short, 20]
+    assert (~group.hidden).sum(-1).tolist() == [[28], [23]]
 
 
 def test_a_group_is_bounded_in_size(monkeypatch: pytest.MonkeyPatch) -> None:

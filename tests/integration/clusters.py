@@ -1,0 +1,62 @@
+"""Ray clusters for tests: real raylets on this machine, in a folder of their own, gone at the end."""
+
+import logging
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import ray
+from ray.cluster_utils import Cluster
+
+HEAD_CPUS = 2
+OBJECT_STORE_BYTES = 1 << 30
+
+
+@dataclass(frozen=True)
+class RunningCluster:
+    """Where a cluster is reached, and the folder that holds its logs."""
+
+    address: str
+    folder: Path
+
+
+@contextmanager
+def running_cluster(*nodes: dict[str, float]) -> Iterator[RunningCluster]:
+    """Start a head with two CPUs, and beside it a node for each of `nodes` (num_cpus, num_gpus); see `connect`.
+
+    GPUs are what Ray is told: none has to exist.
+    """
+    # Short: the path of a socket has room for about a hundred characters.
+    top = tempfile.mkdtemp(prefix="gi-", dir="/tmp")
+    folder = Path(top) / "ray"
+    folder.mkdir()
+    with pytest.MonkeyPatch.context() as patch:
+        # Here Ray notes the cluster's address; elsewhere it would be found by whoever else runs Ray on this machine.
+        patch.setenv("RAY_TMPDIR", top)
+        head = {"num_cpus": HEAD_CPUS, "object_store_memory": OBJECT_STORE_BYTES, "include_dashboard": False}
+        cluster = Cluster(initialize_head=True, head_node_args={**head, "temp_dir": str(folder)})
+        try:
+            for node in nodes:
+                cluster.add_node(object_store_memory=OBJECT_STORE_BYTES, temp_dir=str(folder), **node)
+            yield RunningCluster(cluster.address, folder)
+        finally:
+            ray.shutdown()
+            cluster.shutdown()
+            shutil.rmtree(top, ignore_errors=True)
+
+
+def connect(cluster: RunningCluster) -> None:
+    """Connect this process, or stay connected: jobs that run in it use the connection, and share its workers."""
+    if ray.is_initialized():
+        if ray.get_runtime_context().gcs_address == cluster.address:
+            return
+        ray.shutdown()
+    for name in ("ray", "ray.data"):  # pytest would keep every line they log
+        logging.getLogger(name).setLevel(logging.ERROR)
+    assert os.environ["RAY_AUTH_MODE"] == "disabled", "tests/conftest.py says so"
+    ray.init(address=cluster.address, log_to_driver=False, logging_level=logging.ERROR)

@@ -1,0 +1,33 @@
+"""What several folders of unit tests share: a tiny tokenizer, and the folder of a model that has it."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from gptj_batch.prompts.tokenizer import Tokenizer
+from tiny_tokenizer import train_tokenizer
+
+TINY_POSITIONS = 64
+
+
+@pytest.fixture(scope="session")
+def tokenizer() -> Tokenizer:
+    return Tokenizer(train_tokenizer())
+
+
+@pytest.fixture(scope="session")
+def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """All of a model but its weights; nothing may write into it."""
+    folder: Path = tmp_path_factory.mktemp("models") / "tiny"
+    folder.mkdir()
+    backend = train_tokenizer()
+    backend.save(str(folder / "tokenizer.json"))
+    config = {
+        "model_type": "gptj",
+        "architectures": ["GPTJForCausalLM"],
+        "vocab_size": backend.get_vocab_size(),
+        "n_positions": TINY_POSITIONS,
+    }
+    (folder / "config.json").write_text(json.dumps(config))
+    return folder

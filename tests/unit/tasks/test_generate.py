@@ -1,0 +1,343 @@
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import pyarrow as pa
+import pytest
+import tokenizers
+from hypothesis import given
+from hypothesis import strategies as st
+from pydantic import ValidationError
+from tokenizers import models, pre_tokenizers
+
+from gptj_batch.errors import CheckpointError, ConfigError, RecordError
+from gptj_batch.prompts.tokenizer import END_OF_TEXT, Tokenizer
+from gptj_batch.requests import Request, SamplingParams
+from gptj_batch.results import Generated
+from gptj_batch.tasks.generate import GenerateSettings, GenerateTask, StopStrings, row_seed
+from tiny_tokenizer import train_tokenizer
+
+TOKENIZER = Tokenizer(train_tokenizer())
+ID_OF = {TOKENIZER.token_bytes(token_id): token_id for token_id in range(TOKENIZER.vocab_size)}
+END = TOKENIZER.token_id(END_OF_TEXT)
+TOKENS = st.lists(st.integers(0, TOKENIZER.vocab_size - 1).filter(lambda token_id: token_id != END), max_size=30)
+
+
+def task(**settings: Any) -> GenerateTask:
+    return GenerateTask(GenerateSettings.model_validate({"kind": "generate", "prompt": "{{ text }}", **settings}))
+
+
+def ids(*tokens: bytes) -> list[int]:
+    """Ids of tokens given by their bytes."""
+    return [ID_OF[token] for token in tokens]
+
+
+def generated(token_ids: Sequence[int], reason: Any = "length", logprobs: tuple[float, ...] | None = None) -> Generated:
+    return Generated(
+        key="k#0", token_ids=tuple(token_ids), finish_reason=reason, num_prompt_tokens=5, logprobs=logprobs
+    )
+
+
+def columns(of: GenerateTask, rows: Sequence[Sequence[Generated] | None]) -> dict[str, list[Any]]:
+    """What the rows' results become, by way of the Arrow array that they travel in."""
+    raw = pa.array([None if row is None else of.pack(row) for row in rows], type=of.raw_type)
+    arrays = of.columns(raw.to_pylist(), TOKENIZER)
+    assert [array.type for array in arrays] == [field.type for field in of.adds]
+    return {field.name: array.to_pylist() for field, array in zip(of.adds, arrays, strict=True)}
+
+
+def text_of(of: GenerateTask, token_ids: Sequence[int], reason: str = "stop") -> str:
+    text: str = columns(of, [[generated(token_ids, reason)]])["generated_text"][0]
+    return text
+
+
+# Settings
+
+
+def test_without_settings_it_is_greedy_and_of_64_tokens() -> None:
+    (request,) = task().request_maker(TOKENIZER).requests("k", [1, 2])
+    assert isinstance(request, Request)
+    assert request.sampling == SamplingParams(max_new_tokens=64, temperature=0.0, seed=row_seed(0, "k", 0))
+    assert request.stop is None and list(request.prompt_token_ids) == [1, 2]
+
+
+def test_every_setting_of_sampling_reaches_the_request() -> None:
+    given_settings: dict[str, Any] = {
+        "max_new_tokens": 7, "min_new_tokens": 2, "temperature": 0.5, "top_k": 3, "top_p": 0.9, "min_p": 0.1,
+        "repetition_penalty": 1.5, "logprobs": True,
+    }  # fmt: skip
+    (request,) = task(**given_settings, seed=4).request_maker(TOKENIZER).requests("k", [1])
+    assert isinstance(request, Request)
+    assert request.sampling == SamplingParams(**given_settings, seed=row_seed(4, "k", 0))
+
+
+@pytest.mark.parametrize(
+    ("setting", "rule"),
+    [
+        ({"max_new_tokens": 0}, "greater than or equal to 1"),
+        ({"min_new_tokens": -1}, "greater than or equal to 0"),
+        ({"min_new_tokens": 65}, r"min_new_tokens \(65\) is above max_new_tokens \(64\)"),
+        ({"temperature": -0.1}, "greater than or equal to 0"),
+        ({"temperature": math.inf}, "finite"),
+        ({"temperature": math.nan}, "finite|greater"),
+        ({"top_k": -1}, "greater than or equal to 0"),
+        ({"top_p": 0.0}, "greater than 0"),
+        ({"top_p": 1.1}, "less than or equal to 1"),
+        ({"top_p": math.nan}, "less than or equal to 1"),
+        ({"min_p": -0.1}, "greater than or equal to 0"),
+        ({"min_p": 1.1}, "less than or equal to 1"),
+        ({"repetition_penalty": 0.0}, "greater than 0"),
+        ({"repetition_penalty": math.inf}, "finite"),
+        ({"stop": [""]}, "an empty text would stop every generation at once; remove it"),
+        ({"stop": ["a", 1]}, "valid string"),
+        ({"num_samples": 0}, "greater than or equal to 1"),
+        ({"num_samples": 2}, "num_samples above 1 needs a temperature above 0"),
+        ({"num_samples": 2000, "temperature": 1.0}, "less than or equal to 1024"),
+        ({"seed": 1.5}, "valid integer"),
+        ({"logprobs": 1}, "valid boolean"),
+        ({"truncate": "middle"}, "'left', 'right' or 'error'"),
+        ({"prompt": ""}, "at least 1 character"),
+        ({"best_of": 3}, "Extra inputs"),
+    ],
+)
+def test_what_cannot_work_is_refused_with_the_rule(setting: dict[str, Any], rule: str) -> None:
+    with pytest.raises(ValidationError, match=rule):
+        task(**setting)
+
+
+@given(
+    st.fixed_dictionaries(
+        {},
+        optional={
+            "max_new_tokens": st.integers(-1, 100),
+            "min_new_tokens": st.integers(-1, 100),
+            "temperature": st.floats(-0.1, 3),
+            "top_k": st.integers(-1, 5),
+            "top_p": st.floats(-0.1, 1.1),
+            "min_p": st.floats(-0.1, 1.1),
+            "repetition_penalty": st.floats(-0.1, 3),
+            "seed": st.integers(-(2**70), 2**70),
+        },
+    )
+)
+def test_settings_that_are_taken_make_requests_that_the_engine_takes(settings: dict[str, Any]) -> None:
+    try:
+        made = task(**settings)
+    except ValidationError:
+        return
+    assert made.request_maker(TOKENIZER).requests("k", [1])
+
+
+def test_one_stop_may_be_written_without_a_list() -> None:
+    assert task(stop="END").settings.stop == task(stop=["END"]).settings.stop == ("END",)
+
+
+# The prompt
+
+
+def test_the_template_names_the_columns_that_are_read() -> None:
+    made = task(prompt="{{ title }}: {{ text }}")
+    assert made.reads == {"title", "text"}
+    assert made.prompt({"title": "a", "text": "b"}) == "a: b"
+    with pytest.raises(ConfigError, match=r'task\.prompt: the input has no column "text"\. Did you mean "txt"'):
+        made.check_columns(["title", "txt"])
+
+
+def test_a_row_that_cannot_be_rendered_is_its_own_error() -> None:
+    with pytest.raises(RecordError, match='column "text" is null'):
+        task().prompt({"text": None})
+
+
+def test_the_new_tokens_must_fit_behind_the_prompt() -> None:
+    assert task(max_new_tokens=9).request_maker(TOKENIZER).reserved_tokens == 9
+    assert task(truncate="left").truncate == "left"
+
+
+# Samples and seeds
+
+
+def test_a_row_has_a_request_a_sample_each_with_its_own_seed() -> None:
+    requests = task(num_samples=5, temperature=1.0).request_maker(TOKENIZER).requests("k", [1])
+    assert [request.key for request in requests] == ["k#0", "k#1", "k#2", "k#3", "k#4"]
+    assert len({request.sampling.seed for request in requests if isinstance(request, Request)}) == 5
+
+
+@pytest.mark.parametrize(
+    ("seed", "key", "sample", "expected"),
+    [
+        (0, "a", 0, 8306449620586865205),
+        (0, "a", 1, 636408301999875294),
+        (1, "a", 0, 8831399460148815494),
+        (0, "news.parquet:17", 0, 4326559110032519992),
+        (-5, "é😀", 3, 6513645894086589318),
+        (0, "", 0, 4648431154159738345),
+    ],
+)
+def test_the_seed_of_a_row_is_the_same_for_ever(seed: int, key: str, sample: int, expected: int) -> None:
+    assert row_seed(seed, key, sample) == expected
+
+
+def test_seeds_of_samples_and_of_rows_are_spread_evenly() -> None:
+    seeds = [row_seed(0, f"f.parquet:{row}", sample) for row in range(500) for sample in range(4)]
+    assert len(set(seeds)) == len(seeds)
+    assert all(0 <= seed < 2**63 for seed in seeds)
+    for bit in range(63):
+        share = sum(seed >> bit & 1 for seed in seeds) / len(seeds)
+        assert 0.45 < share < 0.55, f"bit {bit} is set in {share:.0%}"
+
+
+@given(st.integers(-3, 30), st.text("a\x001", max_size=4), st.integers(0, 30))
+def test_no_two_rows_share_a_seed_by_how_they_are_written(seed: int, key: str, sample: int) -> None:
+    assert row_seed(seed, key, sample) != row_seed(seed, f"{key}\x001", sample)
+    assert row_seed(seed, key, sample) != row_seed(seed, key, sample + 1)
+
+
+# Stop texts
+
+
+def test_a_stop_is_found_across_the_borders_of_tokens() -> None:
+    stop = StopStrings(["world news"], TOKENIZER)
+    tokens = ids(b"the", b" world", b" news")
+    assert [stop(tokens[:n]) for n in range(1, 4)] == [False, False, True]
+
+
+def test_a_stop_may_begin_inside_one_token_and_end_inside_another() -> None:
+    made = task(stop=["ld ne"])
+    tokens = ids(b"the", b" world", b" news")
+    assert StopStrings(["ld ne"], TOKENIZER)(tokens)
+    assert text_of(made, tokens) == "the wor"
+
+
+def test_a_stop_may_lie_inside_a_single_token() -> None:
+    assert StopStrings(["orl"], TOKENIZER)(ids(b" world"))
+    assert text_of(task(stop=["orl"]), ids(b" world")) == " w"
+
+
+def test_a_stop_of_several_bytes_a_character_is_found_when_its_last_byte_is_there() -> None:
+    stop = StopStrings(["é😀"], TOKENIZER)
+    tokens = ids(b"a", *(bytes([byte]) for byte in "é😀".encode()))
+    assert [stop(tokens[:n]) for n in range(1, len(tokens) + 1)] == [False] * 6 + [True]
+    assert text_of(task(stop=["é😀"]), tokens) == "a"
+
+
+def test_a_cut_character_before_a_stop_stays_one_replacement_character() -> None:
+    assert text_of(task(stop=["a"]), ids(b"\xf0", b"\x9f", b"a")) == "\ufffd"
+
+
+def test_a_stop_that_is_the_replacement_character_is_not_found_in_cut_ones() -> None:
+    tokens = ids(b"\xf0", b"a", *(bytes([byte]) for byte in "\ufffd".encode()))
+    assert text_of(task(stop=["\ufffd"]), tokens) == "\ufffda"
+
+
+def test_of_several_stops_that_one_token_completes_the_first_to_begin_counts() -> None:
+    tokens = ids(b"the", b" world")
+    assert text_of(task(stop=["ld", "e wor"]), tokens) == "th"
+    assert text_of(task(stop=["e wor", "ld"]), tokens) == "th"
+
+
+def test_a_stop_before_min_new_tokens_neither_ends_nor_cuts_the_text() -> None:
+    stop = StopStrings(["the"], TOKENIZER)
+    tokens = ids(b"the", b"a", b"a", b"the")
+    # The engine asks after every token and heeds the answer from min_new_tokens on: an old stop is no reason.
+    assert [stop(tokens[:n]) for n in range(1, 5)] == [True, False, False, True]
+    assert text_of(task(stop=["the"], min_new_tokens=2), tokens) == "theaa"
+    assert text_of(task(stop=["the"], min_new_tokens=2), [*ids(b"the", b"a"), END]) == "thea"
+
+
+def test_a_text_that_ended_by_its_length_is_not_cut() -> None:
+    assert text_of(task(stop=["the"], min_new_tokens=64), ids(b"the", b"a"), "length") == "thea"
+
+
+def test_the_end_of_text_is_not_in_the_text() -> None:
+    assert text_of(task(), [*ids(b"the"), END]) == "the"
+    assert columns(task(), [[generated([*ids(b"the"), END], "stop")]])["num_generated_tokens"] == [2]
+
+
+def test_the_name_of_the_end_of_text_holds_no_stop() -> None:
+    assert not StopStrings(["|"], TOKENIZER)([*ids(b"a"), END])
+    assert text_of(task(stop=["|", "text"]), [*ids(b"the", b" world"), END]) == "the world"
+
+
+def test_a_stop_looks_past_tokens_without_text() -> None:
+    unknown = TOKENIZER.vocab_size + 7
+    assert StopStrings(["ab"], TOKENIZER)([*ids(b"a"), *[unknown] * 50, *ids(b"b")])
+    assert not StopStrings(["ab"], TOKENIZER)([*ids(b"a", b"b"), unknown])
+    assert not StopStrings(["ab"], TOKENIZER)([])
+
+
+def test_a_tokenizer_without_bytes_is_refused_before_the_first_row() -> None:
+    words = tokenizers.Tokenizer(models.WordLevel({"a": 0, "b": 1}, unk_token="a"))
+    words.pre_tokenizer = pre_tokenizers.Whitespace()
+    with pytest.raises(CheckpointError, match="not byte-level"):
+        task(stop=["x"]).request_maker(Tokenizer(words))
+
+
+@given(
+    TOKENS, st.lists(st.sampled_from(["the", "e w", "é", "😀", "s", "ews", "\n", " ", "new"]), min_size=1, max_size=3)
+)
+def test_stopping_token_by_token_cuts_where_the_first_stop_is_completed(tokens: list[int], stops: list[str]) -> None:
+    stop = StopStrings(stops, TOKENIZER)
+    num = next((n for n in range(1, len(tokens) + 1) if stop(tokens[:n])), None)
+    every = b"".join(map(TOKENIZER.token_bytes, tokens))
+    if num is None:
+        assert not any(text.encode() in every for text in stops)
+        return
+    seen = b"".join(map(TOKENIZER.token_bytes, tokens[:num]))
+    before = b"".join(map(TOKENIZER.token_bytes, tokens[: num - 1]))
+    assert not any(text.encode() in before for text in stops), "nothing was missed earlier"
+    cut = seen[: min(place for text in stops if (place := seen.find(text.encode())) >= 0)]
+    assert text_of(task(stop=stops), tokens[:num]) == cut.decode(errors="replace")
+
+
+# Columns
+
+
+def test_a_row_becomes_text_reason_and_counts() -> None:
+    assert columns(task(), [[generated(ids(b"the", b" world"))]]) == {
+        "generated_text": ["the world"],
+        "finish_reason": ["length"],
+        "num_prompt_tokens": [5],
+        "num_generated_tokens": [2],
+    }
+
+
+def test_a_failed_row_is_null_in_every_column() -> None:
+    made = task(logprobs=True)
+    result = columns(made, [None, [generated(ids(b"a"), logprobs=(-0.5,))], None])
+    assert list(result) == made.adds.names
+    for name, values in result.items():
+        assert (values[0], values[2]) == (None, None), name
+        assert values[1] is not None, name
+
+
+@pytest.mark.parametrize("settings", [{}, {"logprobs": True}, {"num_samples": 3, "temperature": 1.0, "logprobs": True}])
+def test_without_rows_and_with_failed_rows_only_the_types_are_the_same(settings: dict[str, Any]) -> None:
+    made = task(**settings)
+    assert all(values == [] for values in columns(made, []).values())
+    assert all(values == [None, None] for values in columns(made, [None, None]).values())
+
+
+def test_logprobs_are_added_when_asked_for() -> None:
+    assert "generated_logprobs" not in task().adds.names
+    result = columns(task(logprobs=True), [[generated(ids(b"a", b"b"), logprobs=(-0.5, -1.25))]])
+    assert result["generated_logprobs"] == [[-0.5, -1.25]]
+
+
+def test_several_samples_are_lists_in_their_order_and_the_prompt_is_counted_once() -> None:
+    made = task(num_samples=2, temperature=1.0, logprobs=True)
+    row = [generated(ids(b"a"), "stop", (-1.0,)), generated(ids(b"b", b"c"), "length", (-2.0, -3.0))]
+    assert columns(made, [row]) == {
+        "generated_text": [["a", "bc"]],
+        "finish_reason": [["stop", "length"]],
+        "num_prompt_tokens": [5],
+        "num_generated_tokens": [[1, 2]],
+        "generated_logprobs": [[[-1.0], [-2.0, -3.0]]],
+    }
+    assert made.adds.field("generated_text").type == pa.list_(pa.string())
+    assert made.adds.field("num_prompt_tokens").type == pa.int32()
+
+
+@given(TOKENS)
+def test_whatever_is_generated_is_a_text_that_can_be_stored(tokens: list[int]) -> None:
+    if tokens:
+        text_of(task(), tokens, "length").encode()

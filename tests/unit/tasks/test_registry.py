@@ -1,0 +1,43 @@
+import pickle
+from typing import Any
+
+import pytest
+from pydantic import TypeAdapter, ValidationError
+
+from gptj_batch.errors import ConfigError
+from gptj_batch.tasks.classify import ClassifySettings, ClassifyTask
+from gptj_batch.tasks.generate import GenerateSettings, GenerateTask
+from gptj_batch.tasks.registry import TaskSettings, make_task
+
+GENERATE = {"kind": "generate", "prompt": "{{ text }}"}
+CLASSIFY = {"kind": "classify", "prompt": "{{ text }}", "labels": ["a", "b"]}
+
+
+def settings_of(values: dict[str, Any]) -> Any:
+    return TypeAdapter(TaskSettings).validate_python(values)
+
+
+def test_the_kind_decides_whose_settings_they_are() -> None:
+    assert isinstance(settings_of(GENERATE), GenerateSettings)
+    assert isinstance(settings_of(CLASSIFY), ClassifySettings)
+    with pytest.raises(ValidationError):
+        settings_of({**GENERATE, "labels": ["a", "b"]})
+
+
+def test_each_kind_has_its_task() -> None:
+    assert isinstance(make_task(settings_of(GENERATE)), GenerateTask)
+    assert isinstance(make_task(settings_of(CLASSIFY)), ClassifyTask)
+
+
+@pytest.mark.parametrize("values", [GENERATE, CLASSIFY])
+def test_a_task_can_be_sent_to_a_worker(values: dict[str, Any]) -> None:
+    task = make_task(settings_of(values))
+    sent = pickle.loads(pickle.dumps(task))
+    assert sent.prompt({"text": "hello"}) == "hello"
+    assert (sent.adds, sent.raw_type, sent.reads) == (task.adds, task.raw_type, task.reads)
+
+
+@pytest.mark.parametrize("values", [GENERATE, CLASSIFY])
+def test_a_template_that_is_none_is_refused_when_the_task_is_made(values: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError, match=r"task\.prompt: line 1"):
+        make_task(settings_of({**values, "prompt": "{{ text"}))
