@@ -72,7 +72,7 @@ def read_facts(path: str | Path, revision: str | None = None) -> ModelFacts:
         folder=folder,
         n_positions=_whole_number(config, "n_positions", 2048, folder),
         vocab_size=_whole_number(config, "vocab_size", 50400, folder),
-        architectures=tuple(config.get("architectures") or ()),
+        architectures=_architectures(config, folder),
         identity=identity(folder),
     )
 
@@ -92,9 +92,16 @@ def _read_config(folder: Path) -> dict[str, Any]:
 
 def _whole_number(config: dict[str, Any], name: str, default: int, folder: Path) -> int:
     value = config.get(name, default)
-    if not isinstance(value, int) or value < 1:
+    if type(value) is not int or value < 1:
         raise CheckpointError(f"{folder / 'config.json'}: {name} must be a whole number of at least 1, got {value!r}")
     return value
+
+
+def _architectures(config: dict[str, Any], folder: Path) -> tuple[str, ...]:
+    value = config.get("architectures") or []
+    if not isinstance(value, list) or not all(isinstance(name, str) for name in value):
+        raise CheckpointError(f"{folder / 'config.json'}: architectures must be a list of names, got {value!r}")
+    return tuple(value)
 
 
 # Of each weight file, its size and this much of both ends: a safetensors file's header is at its start. Reading all of
@@ -105,7 +112,7 @@ SAMPLED_BYTES: Final = 1 << 20
 def identity(folder: Path) -> str:
     """Return a hash over a model's configuration, tokenizer, and the index, sizes and ends of its weight files."""
     digest = hashlib.sha256()
-    for file in sorted(folder.iterdir()):
+    for file in sorted(path for path in folder.iterdir() if path.is_file()):
         if file.suffix == ".json" or file.name == "merges.txt":
             digest.update(file.name.encode() + b"\0" + file.read_bytes())
         elif file.suffix in (".safetensors", ".bin"):

@@ -7,8 +7,11 @@ imported inside the functions, and `pipelines.build` inside the one that runs it
 import logging
 import os
 import secrets
+import signal
+import socket
 import sys
 import tempfile
+import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
@@ -16,6 +19,7 @@ from gptj_batch.errors import BackendError, ConfigError
 
 # The object store holds the tables in flight; this is far more than they need, and fits a small /dev/shm.
 LOCAL_OBJECT_STORE_BYTES = 1 << 30
+CONNECT_TIMEOUT_S = 10.0
 
 
 @contextmanager
@@ -31,15 +35,19 @@ def connected(address: str | None) -> Iterator[None]:
 
     for name in ("ray", "ray.data"):  # after the import, which sets them too
         logging.getLogger(name).setLevel(logging.ERROR)
+    for handler in logging.getLogger("ray.data").handlers:
+        if isinstance(handler, logging.StreamHandler):  # what has failed is said once, by us; Ray's files have it all
+            handler.setLevel(logging.CRITICAL)
     if ray.is_initialized():
         yield
         return
     with tempfile.TemporaryDirectory(prefix="gb-", dir="/tmp", ignore_cleanup_errors=True) as folder:
         try:
-            with _quiet_stderr():
+            with _quiet_stderr(), _signals_kept():
                 if address == "local":
                     _start_local(folder)
                 else:
+                    _check_reachable(address)
                     ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
         except (ConnectionError, ValueError, RuntimeError) as error:
             reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
@@ -54,6 +62,17 @@ def connected(address: str | None) -> Iterator[None]:
             ray.shutdown()
 
 
+def _check_reachable(address: str) -> None:
+    """Raise ConnectionError where nobody listens at host:port; Ray would try for minutes before it says so."""
+    host, _, port = address.rpartition(":")
+    if not port.isdigit() or "/" in host:
+        return
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=CONNECT_TIMEOUT_S).close()
+    except OSError as error:
+        raise ConnectionError(error.strerror or str(error)) from error
+
+
 @contextmanager
 def _quiet_stderr() -> Iterator[None]:
     """Drop what native code prints while Ray starts: it announces its own log level there."""
@@ -66,6 +85,17 @@ def _quiet_stderr() -> Iterator[None]:
     finally:
         os.dup2(kept, 2)
         os.close(kept)
+
+
+@contextmanager
+def _signals_kept() -> Iterator[None]:
+    """Put the handler of SIGTERM back: Ray has one that ends the process without a word, with exit code 15."""
+    handler = signal.getsignal(signal.SIGTERM)
+    try:
+        yield
+    finally:
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, handler)
 
 
 def _set_environment(address: str) -> None:

@@ -18,7 +18,6 @@ CONFIGS = Path(__file__).parent / "configs"
 STEPS: tuple[tuple[str, str, Sequence[str]], ...] = (
     ("classify", "Labels, by the likelihood of each topic behind the text", ("topic", "label", "label_score", "text")),
     ("generate", "Summaries, generated", ("generated_text", "text")),
-    ("answer", "Answers, in the words of the text", ("question", "answer", "generated_text")),
 )
 SHOWN_ROWS = 4
 SHOWN_CHARS = 60

@@ -25,7 +25,7 @@ MIN_TABLES, MAX_TABLES = 2, 16
 
 
 def build(run: Run, pending: NDArray[np.int32], replicas: ReplicaPlan) -> Dataset:
-    """Return the dataset whose execution does the pending units and yields each one's counts (`stages.write.COUNTS`)."""
+    """Return the dataset whose execution does the pending units and yields their counts (`stages.write.COUNTS`)."""
     job, task = run.job, run.task
     model, revision = run.model_path, job.model.revision
     output = job.output

@@ -3,6 +3,7 @@
 import queue
 import threading
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -120,7 +121,7 @@ class NativeBackend:
             if call is None:
                 return
             for index, request in enumerate(call.requests):
-                self._engine.add(request, lambda result, call=call, index=index: self._receive(call, index, result))  # type: ignore[misc]
+                self._engine.add(request, partial(self._receive, call, index))
 
     def _receive(self, call: _Call, index: int, result: AnyResult) -> None:
         self._counts = self._counts.plus(result)

@@ -1,6 +1,7 @@
 """Engine: requests in, results out, one step at a time."""
 
 from collections.abc import Callable, Iterable
+from functools import partial
 from pathlib import Path
 from typing import Self
 
@@ -34,7 +35,7 @@ class Engine:
         """Build an engine around `model`; raises ConfigError for a configuration that cannot work with it."""
         config = config or EngineConfig()
         shape, weight = model.config, model.lm_head.weight
-        if config.device is not None and torch.device(config.device).type != weight.device.type:
+        if config.device is not None and not _is_same_device(torch.device(config.device), weight.device):
             raise ConfigError(f"device must be where the model is ({weight.device}), got {config.device}")
         self.bounds = config.resolve(
             device_type=weight.device.type,
@@ -144,7 +145,7 @@ class Engine:
         requests = list(requests)
         results: dict[int, AnyResult] = {}
         for index, request in enumerate(requests):
-            self.add(request, lambda result, index=index: results.__setitem__(index, result))  # type: ignore[misc]
+            self.add(request, partial(results.__setitem__, index))
         others: list[AnyResult] = []  # finished on the way, but added by somebody else: for the next `step`
         while len(results) < len(requests):
             others += self.step()
@@ -185,6 +186,10 @@ class Engine:
             self._ready.append(result)
         else:
             deliver(result)
+
+
+def _is_same_device(wanted: torch.device, found: torch.device) -> bool:
+    return wanted.type == found.type and wanted.index in (None, found.index)
 
 
 def _generated(sequence: Sequence, reason: FinishReason) -> Generated:

@@ -6,7 +6,7 @@ company, place, team or product of a held-out item was ever seen in training.
 
 import random
 import zlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from functools import cache
 from pathlib import Path
 from typing import Literal
@@ -29,25 +29,34 @@ class Lexicon:
     def __init__(self, split: Split) -> None:
         self.split = split
         words = _words()
-        self.first_names = self._own(words["first_names"])
-        self.surnames = self._own(start + end for start in words["surname_starts"] for end in words["surname_ends"])
-        self.cities = self._own(words["cities"])
-        self.countries = self._own(words["countries"])
-        self.companies = self._own(start + end for start in words["company_starts"] for end in words["company_ends"])
-        self.nicknames = self._own(words["nicknames"])
-        self.cups = self._own(words["cups"])
-        self.products = self._own(
-            f"{start} {end}" for start in words["product_starts"] for end in words["product_ends"]
-        )
+        self.surnames = self._own(made("surname"))
+        self.companies = self._own(made("company"))
+        self.products = self._own(made("product", " "))
+        # Well-known names become single tokens, unknown ones several; half of each are made up, so that a model sees
+        # names of several tokens in training and learns where they end.
+        names = {
+            kind: (self._own(words[plural]), self._own(made(kind)))
+            for kind, plural in (
+                ("first_name", "first_names"),
+                ("city", "cities"),
+                ("country", "countries"),
+                ("nickname", "nicknames"),
+                ("cup", "cups"),
+            )
+        }
+
+        def name(kind: str, rng: random.Random) -> str:
+            return rng.choice(rng.choice(names[kind]))
+
         self._kinds: dict[str, Callable[[random.Random], str]] = {
-            "person": lambda rng: f"{rng.choice(self.first_names)} {rng.choice(self.surnames)}",
-            "city": lambda rng: rng.choice(self.cities),
-            "country": lambda rng: rng.choice(self.countries),
+            "person": lambda rng: f"{name('first_name', rng)} {rng.choice(self.surnames)}",
+            "city": lambda rng: name("city", rng),
+            "country": lambda rng: name("country", rng),
             "company": lambda rng: f"{rng.choice(self.companies)} {rng.choice(words['company_kinds'])}",
-            "team": lambda rng: f"{rng.choice(self.cities)} {rng.choice(self.nicknames)}",
-            "cup": lambda rng: f"{rng.choice(self.cups)} {rng.choice(('Cup', 'Open', 'Trophy'))}",
+            "team": lambda rng: f"{name('city', rng)} {name('nickname', rng)}",
+            "cup": lambda rng: f"{name('cup', rng)} {rng.choice(('Cup', 'Open', 'Trophy'))}",
             "product": lambda rng: rng.choice(self.products),
-            "university": lambda rng: f"University of {rng.choice(self.cities)}",
+            "university": lambda rng: f"University of {name('city', rng)}",
             "email": lambda rng: f"{rng.choice(self.surnames).lower()}{rng.randint(1, 99)}@example.com",
             "date": lambda rng: f"{rng.choice(words['months'])} {rng.randint(1, 28)}",
             "weekday": lambda rng: rng.choice(words["weekdays"]),
@@ -78,6 +87,12 @@ class Lexicon:
 
     def _own(self, names: Iterable[str]) -> list[str]:
         return [name for name in names if belongs_to(name, self.split)]
+
+
+def made(kind: str, between: str = "") -> Iterator[str]:
+    """Yield every made-up name of a kind: a start and an end."""
+    words = _words()
+    return (start + between + end for start in words[f"{kind}_starts"] for end in words[f"{kind}_ends"])
 
 
 @cache

@@ -41,14 +41,15 @@ Model = TypeVar("Model", bound=GPTJPreTrainedModel)
 SEED: Final = 0
 RECORDS_SEED: Final = 1  # the shipped records are not the items of the evaluation
 NUM_RECORDS: Final = 400
-NUM_ITEMS: Final = 32_000
+NUM_ITEMS: Final = 40_000
+NUM_LANGUAGE_ITEMS: Final = 32_000
 NUM_TOKENIZER_DOCUMENTS: Final = 10_000
 NUM_CLASSIFIED_ITEMS: Final = 4_000
-NUM_SPAN_ITEMS: Final = 16_000
+NUM_SPAN_ITEMS: Final = 40_000
 MAX_POSITIONS: Final = 1024
 IGNORED_LABEL: Final = -100
 # Of --minutes: the rest goes to the corpus, the tokenizer and the evaluation.
-SHARE_LANGUAGE, SHARE_LABELS, SHARE_SPANS = 0.55, 0.05, 0.3
+SHARE_LANGUAGE, SHARE_LABELS, SHARE_SPANS = 0.4, 0.05, 0.5
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,7 +85,7 @@ def main() -> None:
 def train(out: Path, minutes: float, share: float) -> None:
     """Make the three folders in `out`."""
     corpus = list(items("train", int(NUM_ITEMS * share), SEED))
-    texts = list(documents(corpus, _rng("documents")))
+    texts = list(documents(corpus[: int(NUM_LANGUAGE_ITEMS * share)], _rng("documents")))
     tokenizer = train_tokenizer(text.replace(END_OF_TEXT, "\n") for text in texts[:NUM_TOKENIZER_DOCUMENTS])
     train_language_model(out, tokenizer, texts, minutes * SHARE_LANGUAGE)
     train_classifier(out, tokenizer, corpus[: int(NUM_CLASSIFIED_ITEMS * share)], minutes * SHARE_LABELS)

@@ -5,6 +5,7 @@ import importlib
 import subprocess
 import sys
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -20,9 +21,9 @@ def name_of(source: Path) -> str:
     return source.relative_to(ROOT).as_posix()
 
 
-def trees() -> Iterator[tuple[str, ast.Module]]:
-    for source in SOURCES:
-        yield name_of(source), ast.parse(source.read_text(encoding="utf-8"))
+@cache
+def trees() -> list[tuple[str, ast.Module]]:
+    return [(name_of(source), ast.parse(source.read_text(encoding="utf-8"))) for source in SOURCES]
 
 
 def imported(tree: ast.Module) -> Iterator[str]:

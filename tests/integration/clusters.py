@@ -38,6 +38,8 @@ def running_cluster(*nodes: dict[str, float]) -> Iterator[RunningCluster]:
     with pytest.MonkeyPatch.context() as patch:
         # Here Ray notes the cluster's address; elsewhere it would be found by whoever else runs Ray on this machine.
         patch.setenv("RAY_TMPDIR", top)
+        # Ray's workers fail where they would get by for a user, if they see that a test started them.
+        patch.delenv("PYTEST_CURRENT_TEST", raising=False)
         head = {"num_cpus": HEAD_CPUS, "object_store_memory": OBJECT_STORE_BYTES, "include_dashboard": False}
         cluster = Cluster(initialize_head=True, head_node_args={**head, "temp_dir": str(folder)})
         try:

@@ -47,7 +47,7 @@ def run_here(job: Path, *arguments: str) -> Outcome:
 
 def environment(home: Path, **settings: str) -> dict[str, str]:
     """Return the environment of a user whose home is `home`, and who has set nothing of Ray's but `settings`."""
-    inherited = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith(("RAY_", "PYTEST_"))}
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     return {**inherited, "PATH": path, "HOME": str(home), **settings}
 

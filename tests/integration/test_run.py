@@ -46,12 +46,12 @@ class Desk:
     tiny: TinyModel
     cluster: RunningCluster
 
-    def job(self, source: Path, task: dict[str, Any], output: str = "output", **blocks: Any) -> Path:
+    def job(self, source: Path, task: dict[str, Any], name: str = "output", **blocks: Any) -> Path:
         model = {"path": str(self.tiny.folder), "dtype": "float32"}
         settings: dict[str, Any] = {"input": {}, "output": {}, "model": model, **blocks}
         settings["input"] = {"path": str(source), **settings["input"]}
-        settings["output"] = {"path": str(self.folder / output), **settings["output"]}
-        return write_job(self.folder / f"{output}.yaml", task=task, **settings)
+        settings["output"] = {"path": str(self.folder / name), **settings["output"]}
+        return write_job(self.folder / f"{name}.yaml", task=task, **settings)
 
     def run(self, job: Path, *arguments: str) -> Outcome:
         connect(self.cluster)
@@ -76,7 +76,7 @@ def desk(desk_of: Callable[[str], Desk]) -> Desk:
 def articles(start: int, stop: int) -> pa.Table:
     """Rows with a text, a number, and a column of every type; each text is another one."""
     texts = [f"{CANARY} {row}: The team won {row % 7} matches in the market." for row in range(start, stop)]
-    rows = pa.table({"id": pa.array(range(start, stop), pa.int64()), "text": texts})
+    rows = pa.table({"id": pa.array(range(start, stop), pa.int64()), "text": pa.array(texts, pa.string())})
     types = pa.concat_tables([every_type()] * (stop // 3 + 1)).slice(start, stop - start)
     fields = [*rows.schema, *types.schema]
     return pa.table([*rows.columns, *types.columns], schema=pa.schema(fields, metadata=types.schema.metadata))
@@ -405,9 +405,9 @@ def test_sampling_depends_on_the_seed(interrupted: Desk, sampled: pa.Table) -> N
 def test_rows_with_a_key_are_sampled_alike_in_any_order(desk: Desk, source: Path) -> None:
     rows = pq.read_table(source / "c.parquet", columns=["id", "text"])
     by_id = []
-    for name, table in (("forth", rows), ("back", rows.take(range(rows.num_rows - 1, -1, -1)))):
+    for name, table in (("forth", rows), ("back", rows.take(list(range(rows.num_rows - 1, -1, -1))))):
         pq.write_table(table, desk.folder / f"{name}.parquet")
-        job = desk.job(desk.folder / f"{name}.parquet", SAMPLED, output=name, input={"key": "id"})
+        job = desk.job(desk.folder / f"{name}.parquet", SAMPLED, name, input={"key": "id"})
         assert desk.run(job).code == 0
         by_id.append(output_table(desk.output(name)).sort_by("id").to_pylist())
     assert by_id[0] == by_id[1]

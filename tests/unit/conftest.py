@@ -3,12 +3,16 @@
 import json
 from pathlib import Path
 
+import hypothesis
 import pytest
-
-from gptj_batch.prompts.tokenizer import Tokenizer
 from tiny_tokenizer import train_tokenizer
 
+from gptj_batch.prompts.tokenizer import Tokenizer
+
 TINY_POSITIONS = 64
+# How long an example takes says more of the machine's other users than of the code.
+hypothesis.settings.register_profile("shared-machine", deadline=None)
+hypothesis.settings.load_profile("shared-machine")
 
 
 @pytest.fixture(scope="session")

@@ -8,6 +8,7 @@ import tokenizers
 from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
+from tiny_tokenizer import train_tokenizer
 from tokenizers import models, pre_tokenizers
 
 from gptj_batch.errors import CheckpointError, ConfigError, RecordError
@@ -15,7 +16,6 @@ from gptj_batch.prompts.tokenizer import END_OF_TEXT, Tokenizer
 from gptj_batch.requests import Request, SamplingParams
 from gptj_batch.results import Generated
 from gptj_batch.tasks.generate import GenerateSettings, GenerateTask, StopStrings, row_seed
-from tiny_tokenizer import train_tokenizer
 
 TOKENIZER = Tokenizer(train_tokenizer())
 ID_OF = {TOKENIZER.token_bytes(token_id): token_id for token_id in range(TOKENIZER.vocab_size)}

@@ -1,0 +1,308 @@
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from gptj_batch.errors import ConfigError
+from gptj_batch.tasks.classify import ClassifySettings
+from pipelines.config import LATER, ErrorSettings, Job, check_job, load_job
+from pipelines.job_file import apply_overrides, parse_job
+
+# The contract's example, as it stands there, with a task filled in.
+CONTRACT = """\
+name: label-news
+input:
+  path: data/*.parquet         # file, folder, glob or list; local, s3://, gs://, or a datasets name with format: huggingface
+  format: auto                 # parquet | arrow | jsonl | csv | huggingface | auto (by ending)
+  columns: null                # read and keep only these; null = all
+  key: null                    # column that names a row in messages; null = file and row number
+  limit: null
+task:
+  kind: classify               # generate | classify | extract | score | embed; the rest of this block is the task's own
+  method: prompt
+  prompt: "{{ text }}\\nTopic:"
+  labels: [World, Sports]
+  likelihood: sum
+  calibrate: none
+model:
+  path: EleutherAI/gpt-j-6B    # folder in Hugging Face layout, hub name, or "demo"
+  revision: null
+  dtype: auto                  # auto | float16 | bfloat16 | float32   (auto: float16 on CUDA, bfloat16 on a CPU that has it, else float32)
+backend:
+  kind: auto                   # auto | native | vllm | fake   (auto: vllm where it is installed, has a GPU and can do the task; else native)
+  max_step_tokens: null        # null = chosen for the device; likewise the next
+  max_running: null
+  kv_cache_gb: null
+  prefix_caching: true
+replicas:
+  min: 1
+  max: null                    # null = what the cluster's GPUs (or, without any, its CPUs) allow
+  gpus_each: null              # null = 1 where the cluster has GPUs, else 0
+  cpus_each: null
+output:
+  path: out/label-news
+  format: parquet              # parquet | arrow | jsonl
+  on_exists: resume            # resume | overwrite | fail
+  prefix: ""                   # put before every added column
+  partition_by: []
+  compression: zstd
+  target_file_mb: 128          # parts are merged to about this size when the run completes
+errors:
+  max_failed_rows: 0.01        # a share below 1.0, or a count from 1 up
+  bad_files: fail              # fail | skip: an input file that cannot be read (always named)
+"""  # noqa: E501
+SHORT = """\
+name: label-news
+input: {path: data/*.parquet}
+task: {kind: classify, method: prompt, prompt: "{{ text }}\\nTopic:", labels: [World, Sports], likelihood: sum}
+output: {path: out/label-news}
+"""
+GENERATE = """\
+name: x
+input: {path: a.parquet}
+task: {kind: generate, prompt: "{{ text }}"}
+output: {path: out}
+"""
+# The contract's settings of `generate`, all of them, with values that ask for nothing this version has not.
+EVERY_GENERATE = """\
+name: x
+input: {path: a.parquet}
+task:
+  kind: generate
+  prompt: "Summarize: {{ text }}\\n"
+  max_new_tokens: 32
+  min_new_tokens: 1
+  temperature: 0.7
+  top_k: 40
+  top_p: 0.9
+  min_p: 0.0
+  repetition_penalty: 1.1
+  stop: ["\\n\\n"]
+  num_samples: 2
+  seed: 1
+  num_beams: 1
+  length_penalty: 1.0
+  early_stopping: false
+  logprobs: true
+  choices: null
+  regex: null
+  json_schema: null
+  truncate: left
+output: {path: out}
+"""
+TEXT = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=10)
+
+
+def job_of(text: str, *overrides: str) -> Job:
+    file = parse_job(text, "job.yaml")
+    apply_overrides(file, overrides)
+    return check_job(file)
+
+
+def refusal(text: str, *overrides: str) -> str:
+    with pytest.raises(ConfigError) as caught:
+        job_of(text, *overrides)
+    return str(caught.value)
+
+
+def test_the_contracts_example_is_taken_as_it_stands() -> None:
+    job = job_of(CONTRACT)
+    assert (job.name, job.input.path, job.model.path) == ("label-news", "data/*.parquet", "EleutherAI/gpt-j-6B")
+    assert isinstance(job.task, ClassifySettings) and job.task.labels == ("World", "Sports")
+
+
+def test_what_the_example_says_is_what_a_short_file_means() -> None:
+    assert job_of(CONTRACT) == job_of(SHORT)
+
+
+def test_every_setting_of_generate_in_the_contract_is_known() -> None:
+    task = job_of(EVERY_GENERATE).task
+    assert task.kind == "generate" and task.num_samples == 2 and task.stop == ("\n\n",)
+
+
+@pytest.mark.parametrize("text", [CONTRACT, SHORT, GENERATE, EVERY_GENERATE])
+def test_the_resolved_job_is_a_job_file_of_the_same_job(text: str) -> None:
+    job = job_of(text)
+    assert job_of(job.to_yaml()) == job
+    assert job_of(job_of(job.to_yaml()).to_yaml()).to_yaml() == job.to_yaml()
+
+
+@settings(max_examples=25)
+@given(
+    TEXT,
+    st.dictionaries(TEXT, TEXT, min_size=2, max_size=4) | st.lists(TEXT, min_size=2, max_size=4, unique=True),
+    st.lists(TEXT, min_size=1, max_size=2),
+    st.sampled_from(["1e3", "010", "no", "null", "1.", "a.b"]),
+    st.floats(0, 0.99) | st.integers(1, 9),
+)
+def test_whatever_texts_a_job_holds_it_is_resolved_to_the_same(
+    prompt: str, labels: Any, paths: list[str], name: str, failed: float
+) -> None:
+    values = {
+        "name": name,
+        "input": {"path": paths, "key": prompt, "columns": paths},
+        "task": {"kind": "classify", "prompt": prompt, "labels": labels},
+        "output": {"path": prompt, "prefix": "_" + prompt},
+        "errors": {"max_failed_rows": failed},
+    }
+    try:
+        job = Job.model_validate(values)
+    except ValueError:
+        return
+    assert job_of(job.to_yaml()) == job
+
+
+# Settings that this version does not have
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("task.num_beams=4", "task.num_beams: beam search is not in this version; leave it out"),
+        ("task.length_penalty=0.5", "task.length_penalty: beam search is not in this version"),
+        ("task.early_stopping=true", "task.early_stopping: beam search is not in this version"),
+        ("task.choices=[a, b]", "task.choices: constrained decoding is not in this version; `classify` scores"),
+        ("task.regex=a+", "task.regex: constrained decoding is not in this version"),
+        ("task.json_schema={type: object}", "task.json_schema: constrained decoding is not in this version"),
+        ("task.kind=extract", "task.kind: extract is not in this version; generate and classify are"),
+        ("task.kind=score", "task.kind: score is not in this version"),
+        ("task.kind=embed", "task.kind: embed is not in this version"),
+        ("output.partition_by=[label]", "output.partition_by: partitioned output is not in this version"),
+        ("output.format=jsonl", "output.format: jsonl output is not in this version; parquet is"),
+        ("backend.prefix_caching=maybe", "backend.prefix_caching: must be true or false"),
+    ],
+)
+def test_what_is_not_in_this_version_says_so(override: str, message: str) -> None:
+    assert refusal(GENERATE, override).startswith(f'override "{override}": {message}')
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("task.calibrate=content_free", "calibration is not in this version"),
+        ("task.method=head", "task.method: head is not in this version; use prompt"),
+        ("task.top_k=3", "it belongs to `classify` with method head"),
+        ("task.text={{ text }}", "it belongs to `classify` with method head"),
+        ("task.multi_label_threshold=0.5", "it belongs to `classify` with method head"),
+    ],
+)
+def test_what_classify_does_not_have_yet_says_so(override: str, message: str) -> None:
+    assert message in refusal(SHORT, override)
+
+
+def test_all_of_it_is_said_at_once() -> None:
+    lines = refusal(GENERATE, "task.num_beams=4", "task.regex=a", "output.partition_by=[a]").splitlines()
+    assert len(lines) == 3 and all("not in this version" in line for line in lines)
+
+
+@pytest.mark.parametrize("setting", LATER)
+def test_what_asks_for_nothing_is_let_through_and_is_no_setting(setting: str) -> None:
+    block, name = setting.split(".")
+    for value in LATER[setting][0]:
+        values = parse_job(SHORT if block == "task" else GENERATE, "job.yaml")
+        values.values.setdefault(block, {})[name] = value
+        assert name not in check_job(values).model_dump().get(block, {})
+
+
+def test_top_k_belongs_to_generate() -> None:
+    assert job_of(GENERATE, "task.top_k=40").task.model_dump()["top_k"] == 40
+
+
+# Rules between settings, and of single ones
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("name=A B", "name: must be 1 to 63 of a-z"),
+        ("name=", "name: must be a text, got None"),
+        ("name=-x", "name: must be 1 to 63"),
+        (f"name={'x' * 64}", "name: must be 1 to 63"),
+        ("input.path=[]", "input.path: must name at least one file, folder or glob"),
+        ("input.path=['']", "input.path: must name at least one file"),
+        ("input.path=", "input.path: must be a text or a list, got None"),
+        ("input.limit=0", "input.limit: must be greater than or equal to 1, got 0"),
+        ("input.format=xml", "input.format: must be 'auto', 'parquet'"),
+        ("model.dtype=int8", "model.dtype: must be 'auto', 'float16', 'bfloat16' or 'float32', got 'int8'"),
+        ("model.path=''", "model.path: must not be empty"),
+        ("backend.kv_cache_gb=0", "backend.kv_cache_gb: must be greater than 0, got 0"),
+        ("backend.max_running=1.5", "backend.max_running: must be a whole number, got 1.5"),
+        ("backend.kind=tpu", "backend.kind: must be 'auto', 'native', 'vllm' or 'fake', got 'tpu'"),
+        ("replicas.min=0", "replicas.min: must be greater than or equal to 1, got 0"),
+        ("replicas.cpus_each=0", "replicas.cpus_each: must be greater than 0, got 0"),
+        ("replicas.gpus_each=1.5", "replicas.gpus_each: must be a share of one GPU or a whole number of them"),
+        ("output.path=''", "output.path: must not be empty"),
+        ("output.compression=zip", "output.compression: must be 'zstd'"),
+        ("output.target_file_mb=0", "output.target_file_mb: must be greater than or equal to 1"),
+        ("output.prefix=__gptj_batch_x", "output.prefix: __gptj_batch_ is what columns between the stages begin with"),
+        ("errors.max_failed_rows=-1", "errors.max_failed_rows: must be greater than or equal to 0"),
+        ("errors.max_failed_rows=1.5", "errors.max_failed_rows: must be a share below 1.0 or a whole number of rows"),
+        ("errors.max_failed_rows=many", "errors.max_failed_rows: must be a number, got 'many'"),
+        ("errors.bad_files=ignore", "errors.bad_files: must be 'fail' or 'skip'"),
+        ("task.prompt=''", "task.prompt: must not be empty"),
+    ],
+)
+def test_what_cannot_work_is_refused_with_the_rule_and_what_was_found(override: str, message: str) -> None:
+    assert message in refusal(GENERATE, override)
+
+
+def test_the_fewest_replicas_are_not_more_than_the_most() -> None:
+    message = refusal(GENERATE + "replicas:\n  min: 3\n  max: 2\n")
+    assert message == "job.yaml:5:1: replicas: replicas.min (3) is above replicas.max (2)"
+    assert job_of(GENERATE, "replicas.min=2", "replicas.max=2").replicas.max == 2
+
+
+@pytest.mark.parametrize("share", [0, 0.25, 1, 2, 4.0])
+def test_gpus_are_shares_of_one_or_whole_ones(share: float) -> None:
+    assert job_of(GENERATE, f"replicas.gpus_each={share}").replicas.gpus_each == share
+
+
+@pytest.mark.parametrize(
+    ("limit", "failed", "rows", "allowed"),
+    [
+        (0.0, 0, 10, True), (0.0, 1, 10, False), (0.01, 1, 100, True), (0.01, 2, 100, False), (0.01, 1, 99, False),
+        (0.29, 29, 100, True), (0.57, 57, 100, True), (0.29, 30, 100, False), (0.999, 1000, 1000, False),
+        (1, 1, 1, True), (1, 2, 1000, False), (5.0, 5, 5, True), (0.5, 0, 0, True), (3, 0, 0, True),
+    ],
+)  # fmt: skip
+def test_a_share_or_a_number_of_rows_may_fail(limit: float, failed: int, rows: int, allowed: bool) -> None:
+    assert ErrorSettings(max_failed_rows=limit).allows(failed, rows) is allowed
+
+
+@given(st.integers(0, 99), st.integers(1, 10_000))
+def test_exactly_the_share_that_is_written_is_allowed(percent: int, hundreds: int) -> None:
+    settings = ErrorSettings(max_failed_rows=percent / 100)
+    assert settings.allows(percent * hundreds, 100 * hundreds)
+    assert not settings.allows(percent * hundreds + 1, 100 * hundreds)
+
+
+# Files
+
+
+def test_a_job_is_loaded_from_its_file_and_overridden(tmp_path: Path) -> None:
+    file = tmp_path / "job.yaml"
+    file.write_text(GENERATE)
+    job = load_job(file, ["task.seed=7", "input.path=[a, b]", "replicas={min: 2, max: 3}", "model.path=demo"])
+    assert (job.task.model_dump()["seed"], job.input.path, job.replicas.max) == (7, ("a", "b"), 3)
+    assert job.model.path == "demo"
+
+
+def test_an_override_of_one_setting_leaves_the_others_of_its_block() -> None:
+    job = job_of(SHORT, "task.labels=[a, b, c]")
+    assert isinstance(job.task, ClassifySettings)
+    assert job.task.labels == ("a", "b", "c") and job.task.prompt == "{{ text }}\nTopic:"
+
+
+def test_the_values_of_a_file_are_not_changed_by_checking_them() -> None:
+    file = parse_job(EVERY_GENERATE, "job.yaml")
+    before = parse_job(EVERY_GENERATE, "job.yaml").values
+    check_job(file)
+    assert file.values == before
+
+
+@pytest.mark.parametrize("config", sorted((Path(__file__).parents[3] / "jobs" / "configs").glob("*.yaml")), ids=str)
+def test_the_example_jobs_are_jobs(config: Path) -> None:
+    job = load_job(config)
+    assert job_of(job.to_yaml()) == job
