@@ -12,7 +12,13 @@ from gptj_batch.errors import GPTJBatchError
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code; what is meant for the user is one paragraph on stderr."""
-    options = _parser().parse_args(arguments)
+    parser = _parser()
+    options, left_over = parser.parse_known_args(arguments)
+    if left_over:
+        # argparse takes positional arguments in one run only; overrides may stand behind options too
+        if not hasattr(options, "overrides") or any(word.startswith("-") for word in left_over):
+            parser.error(f"unrecognized arguments: {' '.join(left_over)}")
+        options.overrides += left_over
     from jobs.failures import Stopped, exit_code
 
     try:

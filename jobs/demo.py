@@ -24,7 +24,7 @@ SHOWN_CHARS = 60
 
 
 def run_demo(output: str) -> int:
-    """Run the demo's jobs into folders below `output` and show the first rows; return the first exit code that is not 0."""
+    """Run the demo's jobs into folders below `output` and show first rows; return the first exit code that is not 0."""
     records = demo_records()
     print(f"{pq.read_metadata(records).num_rows} made-up news items and support tickets: {records}\n")
     codes = []

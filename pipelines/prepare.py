@@ -1,6 +1,8 @@
 """Preparing a run: everything that can be wrong is found before anything starts, and before any weight is read."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,7 @@ import gptj_batch
 from gptj_batch.errors import CheckpointError, ConfigError
 from gptj_batch.model_folder import DEMO, ModelFacts, read_facts
 from gptj_batch.prompts.tokenizer import Tokenizer
+from gptj_batch.records.output import OutputFolder
 from gptj_batch.records.progress import clean, contents, differences, load_plan, pending_units, save_plan
 from gptj_batch.records.read import InputFiles, UnitPlan, list_files, plan_units
 from gptj_batch.records.schema import check_storable, name_list, output_schema, select_columns
@@ -90,11 +93,9 @@ def prepare(job: Job) -> Run:
     """
     if job.backend.kind == "vllm":
         raise ConfigError("backend.kind: vllm is not in this version; use native, or auto")
-    inputs = list_files(
-        job.input.path if isinstance(job.input.path, str) else list(job.input.path),
-        job.input.format,
-        job.errors.bad_files,
-    )
+    paths = [job.input.path] if isinstance(job.input.path, str) else list(job.input.path)
+    _check_apart(paths, job.output.path)
+    inputs = list_files(paths, job.input.format, job.errors.bad_files)
     task = make_task(job.task)
     _check_columns(job, task, inputs.schema)
     model = read_facts(job.model.path, job.model.revision)
@@ -107,6 +108,23 @@ def unit_rows(num_rows: int) -> int:
     """Return how many rows a unit has, a function of the run's rows alone so that a rerun cuts alike."""
     short = -(-num_rows // UNITS_OF_A_SHORT_JOB)
     return max(MIN_UNIT_ROWS, min(MAX_UNIT_ROWS, short), -(-num_rows // MAX_UNITS))
+
+
+def _check_apart(paths: Sequence[str], output: str) -> None:
+    """Raise ConfigError where overwriting the output would remove input, or the next run would read the output."""
+    root = OutputFolder.at(output).root.resolve()
+    for path in paths:
+        local = Path(path.removeprefix("file://")).expanduser()
+        if "://" in path.removeprefix("file://"):
+            continue
+        base = Path(*takewhile(lambda part: not set("*?[") & set(part), local.parts)).resolve()
+        if root in (base, *base.parents):
+            raise ConfigError(f"output.path: {output} holds the input {path}; choose another output.path")
+        between = root.relative_to(base).parts if base in root.parents else ()
+        if base == local.resolve() and between and not any(part[0] in "._" for part in between):
+            raise ConfigError(
+                f"output.path: {output} lies in the input {path}, whose next run would read it; choose another"
+            )
 
 
 def _check_columns(job: Job, task: Task, schema: pa.Schema) -> None:

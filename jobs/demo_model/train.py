@@ -95,6 +95,7 @@ def train(out: Path, minutes: float, share: float) -> None:
 def train_language_model(out: Path, tokenizer: Tokenizer, texts: Sequence[str], max_minutes: float) -> None:
     """Train on whole documents; the loss is over every token but the padding."""
     end_of_text = tokenizer.token_to_id(END_OF_TEXT)
+    assert end_of_text is not None, "train_tokenizer puts it in"
     config = GPTJConfig(
         vocab_size=VOCAB_SIZE,
         n_positions=MAX_POSITIONS,
@@ -132,7 +133,7 @@ def train_classifier(out: Path, tokenizer: Tokenizer, corpus: Sequence[Item], ma
     rows = [(tokenizer.encode(item.text).ids, TOPICS.index(item.topic)) for item in corpus]
 
     def loss(batch: Sequence[tuple[list[int], int]]) -> Tensor:
-        input_ids = padded([ids for ids, _ in batch], model.config.pad_token_id)
+        input_ids = padded([ids for ids, _ in batch], model.config.pad_token_id or 0)
         output = model(input_ids=input_ids, labels=torch.tensor([label for _, label in batch]), use_cache=False)
         return output.loss  # type: ignore[no-any-return]
 
@@ -148,7 +149,7 @@ def train_span_finder(out: Path, tokenizer: Tokenizer, corpus: Sequence[Item], m
 
     def loss(batch: Sequence[Any]) -> Tensor:
         output = model(
-            input_ids=padded([row.token_ids for row in batch], model.config.pad_token_id),
+            input_ids=padded([row.token_ids for row in batch], model.config.pad_token_id or 0),
             start_positions=torch.tensor([row.start for row in batch]),
             end_positions=torch.tensor([row.end for row in batch]),
         )
@@ -188,7 +189,7 @@ def fit(
         with torch.autocast("cpu", torch.bfloat16), sdpa_kernel(SDPBackend.MATH):
             loss = loss_of(batch)
         optimizer.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         if step % 50 == 0 or step == len(batches) - 1:

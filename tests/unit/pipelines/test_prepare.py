@@ -1,5 +1,6 @@
 import json
 import os
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -141,6 +142,45 @@ def test_an_input_without_rows_can_be_prepared(make_job: MakeJob, records: Path)
     pq.write_table(pa.table({"text": pa.array([], pa.string())}), records / "a.parquet")
     run = prepare(make_job())
     assert (run.plan.num_rows, run.plan.num_units) == (0, 1)
+
+
+# Input and output apart
+
+
+@pytest.mark.parametrize(
+    "path", ["out", "out/", "out/*.parquet", "out/part-00000.parquet", "out/**", "./in/../out", "~/out"]
+)
+def test_an_output_that_holds_the_input_is_refused_since_overwriting_would_remove_it(
+    make_job: MakeJob, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, path: str
+) -> None:
+    claim_output(first := prepare(make_job()))
+    finish(first)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    again = make_job(input={"path": ["records", path]}, output={"on_exists": "overwrite"})
+    with pytest.raises(ConfigError, match=rf"output\.path: .*out holds the input {re.escape(path)}; choose another"):
+        prepare(again)
+    assert output_of(first).parts()
+
+
+def test_an_output_in_the_input_is_refused_unless_readers_leave_it_out(make_job: MakeJob, records: Path) -> None:
+    with pytest.raises(ConfigError, match=r"lies in the input .*, whose next run would read it"):
+        prepare(make_job(output={"path": str(records / "deep" / "out")}))
+    for name in ("_out", ".out", "_a/out"):
+        assert prepare(make_job(output={"path": str(records / name)}))
+    by_glob = {"path": str(records / "*.parquet")}
+    assert prepare(make_job(input=by_glob, output={"path": str(records / "out")}))
+
+
+def test_names_that_only_begin_alike_are_apart(make_job: MakeJob, records: Path) -> None:
+    assert prepare(make_job(output={"path": f"{records}-out"}))
+    assert prepare(make_job(output={"path": str(records)[:-1]}))
+
+
+def test_an_output_by_another_name_is_the_same_output(make_job: MakeJob, records: Path, tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to(records)
+    with pytest.raises(ConfigError, match="holds the input"):
+        prepare(make_job(output={"path": str(tmp_path / "link")}))
 
 
 # The model

@@ -1,0 +1,195 @@
+"""Whole runs, with the stages called one after the other where Ray Data would call them."""
+
+import json
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+import jobs.run
+from gptj_batch.errors import BackendError, ConfigError, OutputError
+from gptj_batch.stages.decode import DecodeStage
+from gptj_batch.stages.infer import InferStage, ReplicaSettings
+from gptj_batch.stages.read import ReadStage
+from gptj_batch.stages.tokenize import TokenizeStage
+from gptj_batch.stages.write import WriteStage
+from jobs.run import run_job
+from pipelines.config import Job, check_job
+from pipelines.job_file import JobFile
+from pipelines.prepare import Run
+
+TEXTS = [f"text {row}" for row in range(100)]
+
+
+class Spine:
+    """Does units in this process; ends with an error after `units_before_end` of them."""
+
+    def __init__(self) -> None:
+        self.units_before_end: int | None = None
+        self.num_units = 0
+
+    def __call__(self, run: Run, pending: Any, progress: Any) -> dict[str, Any]:
+        model, output = run.model_path, run.job.output
+        replica = ReplicaSettings(
+            kind="fake", model_path=model, revision=None, dtype="auto", device="cpu", num_threads=1
+        )
+        stages = [
+            ReadStage(run.plan, np.asarray(pending), run.columns, run.job.input.key),
+            TokenizeStage(run.task, model, None, run.model.n_positions),
+            InferStage(run.task, replica),
+            DecodeStage(run.task, model, None, output.prefix),
+            WriteStage(run.plan, output.path, output.compression, run.error_column, run.lineage()),
+        ]
+        facts: dict[str, Any] = {}
+        for place in range(len(pending)):
+            if place == self.units_before_end:
+                raise BackendError("the machine is gone")
+            table = pa.table({"id": [place]})
+            for stage in stages:
+                table = stage(table)
+            self.num_units += 1
+            for counts in table.to_pylist():
+                progress.add(counts)
+                facts = json.loads(counts["backend"])
+        progress.finish()
+        return facts
+
+
+@pytest.fixture
+def spine(monkeypatch: pytest.MonkeyPatch) -> Spine:
+    spine = Spine()
+    monkeypatch.setattr(jobs.run, "_run_units", spine)
+    monkeypatch.setattr(jobs.run, "connected", lambda address: nullcontext())
+    return spine
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    write(tmp_path, TEXTS)
+    return tmp_path
+
+
+def write(folder: Path, texts: list[str | None], name: str = "a.parquet") -> None:
+    (folder / "in").mkdir(exist_ok=True)
+    pq.write_table(pa.table({"text": pa.array(texts, pa.string())}), folder / "in" / name)
+
+
+def job(folder: Path, model_folder: Path, **blocks: dict[str, Any]) -> Job:
+    values: dict[str, Any] = {
+        "name": "test-job",
+        "input": {"path": str(folder / "in")},
+        "task": {"kind": "classify", "prompt": "{{ text }}", "labels": ["World", "Sports"]},
+        "model": {"path": str(model_folder)},
+        "backend": {"kind": "fake"},
+        "output": {"path": str(folder / "out")},
+    }
+    for block, settings in blocks.items():
+        values[block] = {**values.get(block, {}), **settings}
+    return check_job(JobFile("job.yaml", values))
+
+
+def report(folder: Path) -> dict[str, Any]:
+    facts: dict[str, Any] = json.loads((folder / "out" / "_gptj_batch" / "run.json").read_text())
+    return facts
+
+
+def test_a_run_leaves_parts_a_report_and_success(
+    folder: Path, model_folder: Path, spine: Spine, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run_job(job(folder, model_folder)) == 0
+    names = {path.name for path in (folder / "out").iterdir()}
+    assert names == {"part-00000.parquet", "_SUCCESS", "_gptj_batch"}
+    private = {path.name for path in (folder / "out" / "_gptj_batch").iterdir()}
+    assert private == {"config.yaml", "run.json", "report.html", "plan.json"}
+    assert pq.read_table(folder / "out").column("text").to_pylist() == TEXTS
+    captured = capsys.readouterr()
+    assert captured.out.startswith("100 rows: 100 done, 0 failed; 100 in this run")
+    assert "test-job: 100 rows of 1 files, in 4 units, model" in captured.err
+    assert (report(folder)["rows"], report(folder)["backend"]["kind"]) == (100, "fake")
+
+
+def test_a_complete_output_is_told_about_and_left_alone(
+    folder: Path, model_folder: Path, spine: Spine, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run_job(job(folder, model_folder))
+    before = {path: path.stat().st_mtime_ns for path in (folder / "out").rglob("*")}
+    capsys.readouterr()
+    assert run_job(job(folder, model_folder)) == 0
+    captured = capsys.readouterr()
+    assert captured.err == f"Nothing to do: {folder / 'out'} is complete.\n"
+    assert captured.out.startswith("100 rows: 100 done, 0 failed")
+    assert before == {path: path.stat().st_mtime_ns for path in (folder / "out").rglob("*")}
+    assert spine.num_units == 4
+
+
+def test_an_interrupted_run_goes_on_where_it_ended_with_the_same_result(
+    folder: Path, model_folder: Path, spine: Spine, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    spine.units_before_end = 3
+    with pytest.raises(BackendError):
+        run_job(job(folder, model_folder))
+    assert not (folder / "out" / "_SUCCESS").exists() and not list((folder / "out").glob("part-*"))
+    spine.units_before_end = None
+    assert run_job(job(folder, model_folder)) == 0
+    assert spine.num_units == 3 + 1
+    assert "4 rows of 1 files (96 were done before), in 1 units" in capsys.readouterr().err
+    assert run_job(job(folder, model_folder, output={"path": str(tmp_path / "whole")})) == 0
+    assert pq.read_table(folder / "out").equals(pq.read_table(tmp_path / "whole"))
+    assert (report(folder)["rows"], report(folder)["rows_this_run"]) == (100, 4)
+
+
+def test_too_many_failed_rows_are_3_and_the_output_is_complete(folder: Path, model_folder: Path, spine: Spine) -> None:
+    write(folder, [*TEXTS[:98], None, None])
+    assert run_job(job(folder, model_folder)) == 3
+    assert pq.read_table(folder / "out").num_rows == 100 and (folder / "out" / "_SUCCESS").exists()
+    assert run_job(job(folder, model_folder)) == 3, "asking again gives the same answer"
+    assert run_job(job(folder, model_folder, errors={"max_failed_rows": 2})) == 0, "by the limit of who asks"
+    assert run_job(job(folder, model_folder, errors={"max_failed_rows": 2}, output={"on_exists": "overwrite"})) == 0
+
+
+def test_a_bad_file_that_was_left_out_is_3_and_named(
+    folder: Path, model_folder: Path, spine: Spine, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (folder / "in" / "b.parquet").write_bytes(b"no Parquet")
+    assert run_job(job(folder, model_folder, errors={"bad_files": "skip"})) == 3
+    captured = capsys.readouterr()
+    assert captured.err.startswith(f"skipped: {folder}/in/b.parquet (10 bytes): ")
+    assert f"skipped, could not be read: {folder}/in/b.parquet" in captured.out
+
+
+def test_an_input_without_rows_needs_no_ray(folder: Path, model_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(jobs.run, "connected", None)
+    write(folder, [])
+    assert run_job(job(folder, model_folder)) == 0
+    assert pq.read_table(folder / "out").column_names == ["text", "label", "label_score", "label_scores", "error"]
+    assert report(folder)["rows"] == 0
+    assert run_job(job(folder, model_folder)) == 0
+
+
+def test_units_that_were_not_written_are_no_success(
+    folder: Path, model_folder: Path, spine: Spine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(jobs.run, "_run_units", lambda run, pending, progress: spine(run, pending[1:], progress))
+    with pytest.raises(OutputError, match="1 of 4 units were not written; run the same job again"):
+        run_job(job(folder, model_folder))
+    assert not (folder / "out" / "_SUCCESS").exists()
+
+
+def test_an_output_of_another_configuration_is_refused_before_anything_runs(
+    folder: Path, model_folder: Path, spine: Spine
+) -> None:
+    run_job(job(folder, model_folder))
+    with pytest.raises(ConfigError, match="was made by another configuration"):
+        run_job(job(folder, model_folder, task={"likelihood": "mean"}))
+    assert spine.num_units == 4
+
+
+def test_the_prefix_is_in_the_report_too(folder: Path, model_folder: Path, spine: Spine) -> None:
+    write(folder, [*TEXTS, None])
+    run_job(job(folder, model_folder, output={"prefix": "g_"}, input={"limit": 101}))
+    assert report(folder)["failed"] == 1
+    assert "<h2>g_label</h2>" in (folder / "out" / "_gptj_batch" / "report.html").read_text()
