@@ -26,12 +26,13 @@ def convert(source: str, target: str, dtype: str | None, revision: str | None) -
 
     facts = read_facts(source, revision)
     folder = Path(target)
-    if folder.exists() and any(folder.iterdir()):
-        raise CheckpointError(f"{folder} is not empty; give a new folder")
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise CheckpointError(f"{folder} is not an empty folder; give a new one")
     name = facts.architectures[0] if facts.architectures else "GPTJForCausalLM"
-    if name not in model_classes.__all__:
+    model_class = getattr(model_classes, name, None)
+    if not (isinstance(model_class, type) and issubclass(model_class, model_classes.GPTJPreTrainedModel)):
         raise CheckpointError(f"{facts.folder / 'config.json'}: architectures names {name}, which is no GPT-J class")
-    model = getattr(model_classes, name).from_pretrained(facts.folder, dtype=dtype, allow_new_head=False)
+    model = model_class.from_pretrained(facts.folder, dtype=dtype, allow_new_head=False)
     model.save_pretrained(folder)
     for file in TOKENIZER_FILES:
         if (facts.folder / file).is_file():

@@ -33,7 +33,7 @@ from pipelines.no_rows import write_no_rows
 from pipelines.prepare import Run, claim_output, prepare
 from pipelines.progress import Progress
 from pipelines.report import Report, read_report, write_report
-from pipelines.report_page import write_page
+from pipelines.report_page import page_path, write_page
 
 EXIT_DONE, EXIT_TOO_MANY_FAILED = 0, 3
 
@@ -53,6 +53,8 @@ def run_job(job: Job, address: str | None = None) -> int:
             # by this job's limit, which may be another one than that of the run that made it
             is_good = run.job.errors.allows(report.failed, report.rows) and not report.skipped_files
             report = replace(report, is_good=is_good)
+            if not page_path(report).exists():  # the run that made it was cut off between its last two steps
+                _write_page(run, report)
         else:
             report = _execute(run, pending, address)
         print(report.summary())
@@ -84,8 +86,12 @@ def _execute(run: Run, pending: NDArray[np.int32], address: str | None) -> Repor
         job.output.compression,
         run.plan.num_rows,
     )
-    write_page(report, [job.output.prefix + name for name in (*run.task.adds.names, ERROR_COLUMN)])
+    _write_page(run, report)
     return report
+
+
+def _write_page(run: Run, report: Report) -> None:
+    write_page(report, [run.job.output.prefix + name for name in (*run.task.adds.names, ERROR_COLUMN)])
 
 
 def _run_units(run: Run, pending: NDArray[np.int32], progress: Progress) -> dict[str, Any]:

@@ -104,8 +104,9 @@ def count_errors(run: Run) -> dict[str, int]:
     """Return how often each error stands in the finished units."""
     folder = OutputFolder.at(run.job.output.path)
     counts: dict[str, int] = {}
-    for index in folder.unit_indices():
-        column = pq.read_table(folder.unit(index), columns=[run.error_column]).column(0)
+    # Parts only where a publication was finished and its report lost.
+    for file in [folder.unit(index) for index in folder.unit_indices()] or folder.parts():
+        column = pq.read_table(file, columns=[run.error_column]).column(0)
         if column.null_count < len(column):
             for entry in column.drop_null().value_counts().to_pylist():
                 counts[entry["values"]] = counts.get(entry["values"], 0) + entry["counts"]

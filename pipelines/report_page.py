@@ -3,6 +3,7 @@
 from collections import Counter
 from contextlib import suppress
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -64,13 +65,18 @@ class ColumnFacts:
     bars: tuple[tuple[str, int, float], ...] = ()
 
 
+def page_path(report: Report) -> Path:
+    """Return where the page of a run lies."""
+    return OutputFolder.at(report.output).private / "report.html"
+
+
 def write_page(report: Report, columns: list[str]) -> None:
     """Write `report.html` about the published output; `columns` are those that the run added. Raises OutputError."""
     folder = OutputFolder.at(report.output)
     page = Environment(autoescape=True, undefined=StrictUndefined).from_string(PAGE)
     described = [facts for name in columns if (facts := _column_facts(folder, name)) is not None]
     text = page.render(report=asdict(report), facts=_run_facts(report), columns=described)
-    with folder.whole_file(folder.private / "report.html") as staged:
+    with folder.whole_file(page_path(report)) as staged:
         staged.write_text(text, encoding="utf-8")
     with suppress(OSError):
         folder.staging.rmdir()  # the run's last file is written

@@ -114,7 +114,7 @@ def test_a_folder_that_is_not_empty_is_never_written_into(source: Path, tmp_path
     target.mkdir()
     (target / "notes.txt").write_text("mine")
     for folder in (target, source):
-        with pytest.raises(CheckpointError, match="is not empty; give a new folder"):
+        with pytest.raises(CheckpointError, match="is not an empty folder; give a new one"):
             convert(str(source), str(folder), None, None)
     assert [path.name for path in target.iterdir()] == ["notes.txt"]
 
@@ -133,3 +133,12 @@ def test_a_dtype_that_no_model_is_run_in_is_refused_before_anything_is_written(s
 def test_the_command_ends_with_2_where_there_is_no_model(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["convert", str(tmp_path / "none"), str(tmp_path / "target")]) == 2
     assert "neither a folder nor a hub name" in capsys.readouterr().err
+
+
+def test_a_target_that_is_a_file_and_an_architecture_that_is_no_model_are_refused(source: Path, tmp_path: Path) -> None:
+    (tmp_path / "target").write_text("mine")
+    with pytest.raises(CheckpointError, match="is not an empty folder"):
+        convert(str(source), str(tmp_path / "target"), None, None)
+    (source / "config.json").write_text(json.dumps({**config_of(source), "architectures": ["GPTJConfig"]}))
+    with pytest.raises(CheckpointError, match="architectures names GPTJConfig"):
+        convert(str(source), str(tmp_path / "other"), None, None)
