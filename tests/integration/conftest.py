@@ -1,11 +1,14 @@
-"""What the integration tests share: two clusters and a tiny model."""
+"""What the integration tests share: two clusters, a tiny model, an input and its output."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
 
 from integration.clusters import RunningCluster, connect, running_cluster
+from integration.desk import GENERATE, Desk, articles
+from integration.running import Outcome
 from integration.tiny_model import TinyModel, save_tiny_model
 
 
@@ -37,3 +40,31 @@ def on_gpu_nodes(gpu_nodes: RunningCluster) -> None:
 @pytest.fixture(scope="session")
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> TinyModel:
     return save_tiny_model(Path(tmp_path_factory.mktemp("model")) / "tiny")
+
+
+@pytest.fixture(scope="session")
+def new_desk(
+    tmp_path_factory: pytest.TempPathFactory, tiny: TinyModel, one_node: RunningCluster
+) -> Callable[[str], Desk]:
+    return lambda name: Desk(tmp_path_factory.mktemp(name), tiny, one_node)
+
+
+@pytest.fixture
+def desk(new_desk: Callable[[str], Desk]) -> Desk:
+    return new_desk("desk")
+
+
+@pytest.fixture(scope="session")
+def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Four files of 40, 0, 25 and 50 rows: five units, and a file that has none."""
+    folder = tmp_path_factory.mktemp("source")
+    for name, start, stop in (("a", 0, 40), ("b", 40, 40), ("c", 40, 65), ("d", 65, 115)):
+        pq.write_table(articles(start, stop), folder / f"{name}.parquet")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def generated(new_desk: Callable[[str], Desk], source: Path) -> tuple[Desk, Outcome]:
+    """The job GENERATE over `source`, run with the native engine."""
+    desk = new_desk("generated")
+    return desk, desk.run(desk.job(source, GENERATE))
