@@ -25,7 +25,9 @@ def page_of(make_job: MakeJob, tmp_path: Path) -> Callable[..., str]:
         claim_output(run)
         folder = OutputFolder.at(run.job.output.path)
         for index, columns in enumerate(parts):
-            pq.write_table(pa.table(columns), folder.part(index, len(parts)))
+            table = pa.table(columns)
+            no_errors = pa.nulls(table.num_rows, pa.string())
+            pq.write_table(table.append_column(run.error_column, no_errors), folder.part(index, len(parts)))
         report = Report.of_units(run, Counts(), 1.0, 0.0, {"kind": "fake"})
         write_page(Report(**{**vars(report), **facts}), list(parts[0]))
         return (folder.private / "report.html").read_text(encoding="utf-8")
