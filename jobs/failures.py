@@ -37,6 +37,18 @@ def exit_code(error: GPTJBatchError) -> int:
     return next((code for kind, code in _CODES if isinstance(error, kind)), 1)
 
 
+def ending(error: BaseException) -> tuple[int, str]:
+    """Return the exit code and the reason of a run that an error ends; of an unexpected one only its kind is told.
+
+    An error that is not ours might quote a record.
+    """
+    if isinstance(error, GPTJBatchError):
+        return exit_code(error), str(error)
+    if isinstance(error, Stopped):
+        return error.exit_code, f"stopped by {error}"
+    return 1, f"unexpected {type(error).__name__}; --debug shows where"
+
+
 @contextmanager
 def stop_on_signals() -> Iterator[None]:
     """Turn SIGINT and SIGTERM into `Stopped`, in the main thread."""

@@ -14,7 +14,6 @@ if __name__ == "__main__" and not __package__:
 import json
 import time
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -27,15 +26,13 @@ from gptj_batch.records.publish import is_complete, publish
 from gptj_batch.stages.resources import plan_replicas
 from gptj_batch.tasks.base import ERROR_COLUMN
 from jobs.cluster import connected, node_resources
-from jobs.failures import Stopped, as_ours, stop_on_signals
+from jobs.failures import Stopped, as_ours, ending, stop_on_signals
 from pipelines.config import Job, load_job
 from pipelines.no_rows import write_no_rows
 from pipelines.prepare import Run, claim_output, prepare
 from pipelines.progress import Progress
-from pipelines.report import Report, read_report, write_report
+from pipelines.report import Report, read_report, write_failure, write_report
 from pipelines.report_page import page_path, write_page
-
-EXIT_DONE, EXIT_TOO_MANY_FAILED = 0, 3
 
 
 def run_job(job: Job, address: str | None = None) -> int:
@@ -51,14 +48,17 @@ def run_job(job: Job, address: str | None = None) -> int:
         if is_complete(run.job.output.path) and (report := read_report(run.job.output.path)) is not None:
             print(f"Nothing to do: {run.job.output.path} is complete.", file=sys.stderr)
             # by this job's limit, which may be another one than that of the run that made it
-            is_good = run.job.errors.allows(report.failed, report.rows) and not report.skipped_files
-            report = replace(report, is_good=is_good)
+            report = report.judged(run.job.errors)
             if not page_path(report).exists():  # the run that made it was cut off between its last two steps
                 _write_page(run, report)
         else:
-            report = _execute(run, pending, address)
+            try:
+                report = _execute(run, pending, address)
+            except BaseException as error:
+                write_failure(run, *ending(error))
+                raise
         print(report.summary())
-        return EXIT_DONE if report.is_good else EXIT_TOO_MANY_FAILED
+        return report.exit_code
 
 
 def _execute(run: Run, pending: NDArray[np.int32], address: str | None) -> Report:

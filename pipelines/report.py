@@ -1,9 +1,11 @@
 """The report of a run: `run.json`, for machines and for the next run, and the summary that is printed."""
 
+import hashlib
 import json
 import platform
 import time
-from dataclasses import asdict, dataclass
+from contextlib import suppress
+from dataclasses import asdict, dataclass, replace
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -11,13 +13,16 @@ from typing import Any
 import pyarrow.parquet as pq
 
 import gptj_batch
+from gptj_batch.errors import OutputError
 from gptj_batch.records.output import OutputFolder
+from pipelines.config import ErrorSettings
 from pipelines.prepare import Run
 from pipelines.progress import Counts, duration
 
 RUN_FILE, CONFIG_FILE = "run.json", "config.yaml"
 # Reasons may hold numbers of their row, and then no two are alike; the output's column has all of them.
 MAX_REASONS = 100
+EXIT_DONE, EXIT_TOO_MANY_FAILED = 0, 3
 PACKAGES = ("torch", "ray", "pyarrow", "tokenizers", "safetensors")
 
 
@@ -30,7 +35,8 @@ class Report:
     rows: int
     done: int
     failed: int
-    is_good: bool
+    exit_code: int
+    reason: str
     errors: dict[str, int]
     skipped_files: list[str]
     truncated_this_run: int
@@ -42,6 +48,7 @@ class Report:
     started: str
     model: str
     model_identity: str
+    prompt_sha256: str
     task: dict[str, Any]
     backend: dict[str, Any]
     versions: dict[str, str]
@@ -54,13 +61,14 @@ class Report:
         rows = run.plan.num_rows
         commonest = sorted(errors.items(), key=lambda item: -item[1])[:MAX_REASONS]
         skipped = [file.path for file in run.inputs.skipped]
-        return cls(
+        report = cls(
             name=run.job.name,
             output=run.job.output.path,
             rows=rows,
             done=rows - failed,
             failed=failed,
-            is_good=run.job.errors.allows(failed, rows) and not skipped,
+            exit_code=EXIT_DONE,
+            reason="",
             errors=dict(commonest),
             skipped_files=skipped,
             truncated_this_run=counts.truncated,
@@ -72,6 +80,7 @@ class Report:
             started=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(started)),
             model=run.job.model.path,
             model_identity=run.model.identity,
+            prompt_sha256=hashlib.sha256(run.job.task.prompt.encode()).hexdigest(),
             task=run.job.task.model_dump(mode="json"),
             backend=backend,
             versions={
@@ -80,6 +89,21 @@ class Report:
                 **{name: metadata.version(name) for name in PACKAGES},
             },
         )
+        return report.judged(run.job.errors)
+
+    def judged(self, limits: ErrorSettings) -> "Report":
+        """Return the report with the exit code, and the reason for it, that these limits give the run."""
+        reasons = [f"{len(self.skipped_files):,} input files were skipped"] if self.skipped_files else []
+        if not limits.allows(self.failed, self.rows):
+            allowed = f"errors.max_failed_rows ({limits.max_failed_rows:g}) allows"
+            reasons.insert(0, f"{self.failed:,} of {self.rows:,} rows failed, more than {allowed}")
+        code = EXIT_TOO_MANY_FAILED if reasons else EXIT_DONE
+        return replace(self, exit_code=code, reason="; ".join(reasons) or "complete")
+
+    @property
+    def is_good(self) -> bool:
+        """Tell whether the run is within its limits."""
+        return self.exit_code == EXIT_DONE
 
     def summary(self) -> str:
         """Return the lines that end a run."""
@@ -95,7 +119,7 @@ class Report:
         lines += [f"  {count:,} x {reason}" for reason, count in most]
         lines += [f"skipped, could not be read: {path}" for path in self.skipped_files]
         if not self.is_good:
-            lines.append("More rows failed than errors.max_failed_rows allows, or files were skipped: exit code 3")
+            lines.append(f"{self.reason[:1].upper()}{self.reason[1:]}: exit code {self.exit_code}")
         lines.append(f"output: {self.output}")
         return "\n".join(lines)
 
@@ -111,6 +135,26 @@ def count_errors(run: Run) -> dict[str, int]:
             for entry in column.drop_null().value_counts().to_pylist():
                 counts[entry["values"]] = counts.get(entry["values"], 0) + entry["counts"]
     return counts
+
+
+def write_failure(run: Run, exit_code: int, reason: str) -> None:
+    """Leave in `run.json` how a run ended that did not finish: Ray Jobs turn every exit code into 1.
+
+    Does nothing where not even that can be written.
+    """
+    folder = OutputFolder.at(run.job.output.path)
+    failure = {
+        "name": run.job.name,
+        "output": run.job.output.path,
+        "rows": run.plan.num_rows,
+        "units": run.plan.num_units,
+        "units_done": len(folder.unit_indices()),
+        "exit_code": exit_code,
+        "reason": reason,
+        "ended": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+    }
+    with suppress(OutputError), folder.whole_file(folder.private / RUN_FILE) as staged:
+        staged.write_text(json.dumps(failure, indent=2) + "\n", encoding="utf-8")
 
 
 def write_report(run: Run, report: Report) -> None:

@@ -32,7 +32,7 @@ PAGE = """<!doctype html>
   table { border-collapse: collapse; width: 100%; } td, th { text-align: left; padding: .2rem .6rem .2rem 0; }
   td.number { text-align: right; white-space: nowrap; width: 8rem; }
   .bar { background: #3b6ea8; height: .7rem; border-radius: 2px; min-width: 1px; }
-  .state { color: {{ "#1a7f37" if report.is_good else "#b42318" }}; }
+  .state { color: {{ "#1a7f37" if report.exit_code == 0 else "#b42318" }}; }
   code { background: #f3f4f6; padding: 0 .2rem; }
 </style>
 </head>

@@ -193,3 +193,27 @@ def test_the_prefix_is_in_the_report_too(folder: Path, model_folder: Path, spine
     run_job(job(folder, model_folder, output={"prefix": "g_"}, input={"limit": 101}))
     assert report(folder)["failed"] == 1
     assert "<h2>g_label</h2>" in (folder / "out" / "_gptj_batch" / "report.html").read_text()
+
+
+def test_the_report_of_a_run_that_failed_says_why_and_a_finished_rerun_replaces_it(
+    folder: Path, model_folder: Path, spine: Spine
+) -> None:
+    spine.units_before_end = 2
+    with pytest.raises(BackendError):
+        run_job(job(folder, model_folder))
+    failed = report(folder)
+    assert (failed["exit_code"], failed["reason"]) == (1, "the machine is gone")
+    assert (failed["rows"], failed["units"], failed["units_done"]) == (100, 4, 2)
+    spine.units_before_end = None
+    assert run_job(job(folder, model_folder)) == 0
+    assert (report(folder)["exit_code"], report(folder)["reason"]) == (0, "complete")
+
+
+def test_a_refused_configuration_leaves_another_runs_report_alone(
+    folder: Path, model_folder: Path, spine: Spine
+) -> None:
+    run_job(job(folder, model_folder))
+    before = report(folder)
+    with pytest.raises(ConfigError):
+        run_job(job(folder, model_folder, task={"prompt": "{{ text }} is about"}))
+    assert report(folder) == before

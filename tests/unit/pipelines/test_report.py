@@ -74,7 +74,7 @@ def test_the_summary_says_what_was_done_and_why_rows_failed(report: Report) -> N
         "3 prompts were cut to fit the context (task.truncate)",
         "  1 x too long",
         "  1 x is null",
-        "More rows failed than errors.max_failed_rows allows, or files were skipped: exit code 3",
+        "2 of 100 rows failed, more than errors.max_failed_rows (0.01) allows: exit code 3",
         f"output: {report.output}",
     ]
 
