@@ -2,10 +2,10 @@
 
 An item is a lead sentence, up to three details and perhaps a closing sentence, drawn from `news.yaml` and
 `tickets.yaml` and filled from the lexicon. What the split proves: no name of a held-out item (person, company, place,
-team, product) occurs as a whole in the training items, though parts of made-up names do, and nearly half of the
-held-out items have a sentence of a template that training never uses, so labels and answers cannot be looked up. What it does not prove: both splits come from one
-generator, so topics, kinds of facts, question forms, numbers and dates are alike. A high score says that the path from
-text to columns works, not that the model reads real news.
+team, product) occurs as a whole in the training items, though parts of made-up names do; and nearly half of the
+held-out items have a sentence of a template that training never uses. So labels and answers cannot be looked up. What
+it does not prove: both splits come from one generator, so topics, kinds of facts, question forms, numbers and dates are
+alike. A high score says that the path from text to columns works, not that the model reads real news.
 """
 
 import random
