@@ -14,12 +14,14 @@ import pyarrow as pa
 from pydantic import Field, field_validator
 
 from gptj_batch.errors import ConfigError
+from gptj_batch.model_folder import Head
 from gptj_batch.prompts.template import PromptTemplate
 from gptj_batch.prompts.tokenizer import Tokenizer
 from gptj_batch.prompts.truncation import TruncationSide
 from gptj_batch.requests import AnyRequest, LabelRequest
 from gptj_batch.results import AnyResult, Labelled
 from gptj_batch.tasks.base import Settings, column
+from gptj_batch.tasks.prompted import PromptEncoder
 
 
 class ClassifySettings(Settings):
@@ -80,6 +82,11 @@ class ClassifyTask:
         return tuple(space + label for label in labels)
 
     @property
+    def head(self) -> Head:
+        """Return the head that is asked."""
+        return self.settings.head
+
+    @property
     def reads(self) -> frozenset[str]:
         """Return the columns of the prompt."""
         return self._template.columns
@@ -109,9 +116,19 @@ class ClassifyTask:
         """Return the packed form: the log-likelihood of each label."""
         return pa.list_(pa.float64())
 
+    @property
+    def notes_type(self) -> pa.DataType:
+        """Return that an encoding leaves nothing else."""
+        return pa.null()
+
     def prompt(self, record: Mapping[str, Any]) -> str:
         """Render the prompt. Raises RecordError."""
         return self._template.render(record)
+
+    def encoder(self, tokenizer: Tokenizer, max_context_tokens: int) -> PromptEncoder:
+        """Return the encoder of prompts. Raises ConfigError where what stands behind them leaves no room."""
+        reserved = self.request_maker(tokenizer).reserved_tokens
+        return PromptEncoder(self.prompt, self.truncate, tokenizer, max_context_tokens, reserved)
 
     def request_maker(self, tokenizer: Tokenizer) -> "ClassifyRequestMaker":
         """Return the maker of requests. Raises ConfigError where a label has no tokens, or two the same."""
@@ -123,7 +140,7 @@ class ClassifyTask:
         assert isinstance(result, Labelled)
         return list(result.label_logprobs)
 
-    def columns(self, raw: Sequence[Any], tokenizer: Tokenizer) -> list[pa.Array]:
+    def columns(self, raw: Sequence[Any], notes: Sequence[Any], tokenizer: Tokenizer) -> list[pa.Array]:
         """Return the added columns."""
         lengths = [len(ids) for ids in tokenizer.encode_batch(list(self.label_texts))]
         if self.settings.likelihood == "sum":
@@ -158,7 +175,7 @@ class ClassifyRequestMaker:
         """Return the number of tokens of the longest label."""
         return max(len(ids) for ids in self._label_token_ids)
 
-    def requests(self, key: str, prompt_token_ids: Sequence[int]) -> list[AnyRequest]:
+    def requests(self, key: str, prompt_token_ids: Sequence[int], notes: Any = None) -> list[AnyRequest]:
         """Return the row's one request."""
         return [LabelRequest(key=key, prompt_token_ids=prompt_token_ids, label_token_ids=self._label_token_ids)]
 
