@@ -91,7 +91,6 @@ class FakeBackend:
         )
         return Labelled(key=request.key, label_logprobs=logprobs, num_prompt_tokens=len(request.prompt_token_ids))
 
-
     def _classify(self, request: ClassifyRequest) -> Classified:
         text = _hash(request.prompt_token_ids, "text")
         logits = tuple(_logit(text, f"label {label}") for label in range(self._num_labels))

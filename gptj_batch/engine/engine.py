@@ -168,9 +168,7 @@ class Engine:
                 self.scheduler.release(sequence)
                 self._hand_out(sequence.uid, result)
 
-    def _advance(
-        self, sequence: Sequence, choice: Choice, eos_token_ids: tuple[int, ...]
-    ) -> Generated | Failed | None:
+    def _advance(self, sequence: Sequence, choice: Choice, eos_token_ids: tuple[int, ...]) -> Generated | Failed | None:
         """Append a token; return the result if the sequence is done or has failed."""
         key = sequence.request.key
         if not choice.is_finite:

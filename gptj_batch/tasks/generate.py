@@ -6,7 +6,7 @@ with `logprobs`, `generated_logprobs`; with several samples the last three but t
 
 import hashlib
 from collections.abc import Collection, Mapping, Sequence
-from typing import Any, Literal, Self
+from typing import Any, ClassVar, Literal, Self
 
 import pyarrow as pa
 from pydantic import Field, field_validator, model_validator
@@ -24,6 +24,7 @@ from gptj_batch.tasks.prompted import PromptEncoder
 class GenerateSettings(Settings):
     """The block `task` of a job of kind `generate`."""
 
+    head: ClassVar[Head] = "causal-lm"
     kind: Literal["generate"]
     prompt: str = Field(min_length=1)
     """Template over the record's columns, e.g. "Summarize: {{ text }}"."""

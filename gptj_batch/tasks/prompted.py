@@ -1,12 +1,14 @@
 """PromptEncoder: for tasks that show the model one prompt, which must fit its context with something behind it."""
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 from gptj_batch.errors import ConfigError, RecordError
 from gptj_batch.prompts.tokenizer import Tokenizer
 from gptj_batch.prompts.truncation import TruncationSide, truncate
 from gptj_batch.tasks.base import Encoded
+
+Rendered = TypeVar("Rendered")
 
 
 class PromptEncoder:
@@ -51,9 +53,9 @@ class PromptEncoder:
 
 
 def rendered(
-    record: Mapping[str, Any] | RecordError, render: Callable[[Mapping[str, Any]], str]
-) -> str | RecordError:
-    """Return a record's text, or why there is none."""
+    record: Mapping[str, Any] | RecordError, render: Callable[[Mapping[str, Any]], Rendered]
+) -> Rendered | RecordError:
+    """Return what a record becomes, or why it becomes nothing."""
     if isinstance(record, RecordError):
         return record
     try:
