@@ -18,13 +18,14 @@ CONFIGS = Path(__file__).parent / "configs"
 STEPS: tuple[tuple[str, str, Sequence[str]], ...] = (
     ("classify", "Labels, by the likelihood of each topic behind the text", ("topic", "label", "label_score", "text")),
     ("generate", "Summaries, generated", ("generated_text", "text")),
+    ("extract", "Answers, as spans of the text", ("question", "answer", "answer_text", "answer_score")),
 )
 SHOWN_ROWS = 4
 SHOWN_CHARS = 60
 
 
 def run_demo(output: str) -> int:
-    """Run the demo's jobs into folders below `output` and show the first rows; return the first exit code that is not 0."""
+    """Run the demo's jobs into folders below `output` and show the first rows; return the first bad exit code, or 0."""
     records = demo_records()
     print(f"{pq.read_metadata(records).num_rows} made-up news items and support tickets: {records}\n")
     codes = []

@@ -221,22 +221,22 @@ def _check_kind(file: JobFile) -> None:
         return
     kind, where = task.get("kind"), file.place(("task", "kind"))
     if kind in LATER_KINDS:
-        raise ConfigError(f"{where}: task.kind: {kind} is not in this version; {', '.join(KINDS)} are")
+        raise ConfigError(f"{where}: task.kind: {kind} is not in this version; {_listed(KINDS, 'and')} are")
     if kind not in KINDS:
         near = get_close_matches(str(kind), KINDS, n=1)
         found = f"got {shorten(repr(kind))}" if "kind" in task else "it is missing"
         hint = f"; did you mean {near[0]}?" if near else ""
-        raise ConfigError(f"{where}: task.kind: must be {_either(KINDS)}, {found}{hint}")
+        raise ConfigError(f"{where}: task.kind: must be {_listed(KINDS, 'or')}, {found}{hint}")
     method, methods = task.get("method"), METHODS.get(str(kind), ())
     if "method" in task and methods and method not in methods:
         where = file.place(("task", "method"))
         if (kind, method) == ("extract", "prompt"):
             raise ConfigError(f"{where}: task.method: prompt is not in this version; head is")
-        raise ConfigError(f"{where}: task.method: must be {_either(methods)}, got {shorten(repr(method))}")
+        raise ConfigError(f"{where}: task.method: must be {_listed(methods, 'or')}, got {shorten(repr(method))}")
 
 
-def _either(names: Sequence[str]) -> str:
-    return " or ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)
+def _listed(names: Sequence[str], word: str) -> str:
+    return f" {word} ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)
 
 
 def _without_later_settings(file: JobFile) -> dict[str, Any]:

@@ -51,7 +51,7 @@ def _rule(location: Location, details: Any, values: Any, root: type[BaseModel]) 
         return str(details["ctx"]["error"])
     if kind == "invalid_key" or "[key]" in details["loc"]:
         return f"a name must be a text, got {shorten(repr(details['input']))}; put it in quotes"
-    if kind in ("model_type", "model_attributes_type"):
+    if kind in ("model_type", "model_attributes_type", "union_tag_not_found"):
         names = known_settings(root, location, values)[:3] or ["kind"]
         return f"must hold settings, such as {', '.join(names)}; got {found}"
     if kind == "too_short":
