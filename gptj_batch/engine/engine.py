@@ -77,7 +77,8 @@ class Engine:
     ) -> Self:
         """Load a checkpoint in the Hugging Face layout and build an engine around it.
 
-        head: which of GPT-J's classes is read    dtype: None keeps the checkpoint's. The device is config.device; None is the GPU where there is one.
+        head: which of GPT-J's classes is read    dtype: None keeps the checkpoint's
+        The device is config.device; None is the GPU where there is one.
         Raises CheckpointError for a folder that holds no GPT-J, ConfigError for a configuration that cannot work.
         """
         config = config or EngineConfig()
@@ -128,8 +129,8 @@ class Engine:
     def step(self) -> list[AnyResult]:
         """Do one step's work and return the results that it finished.
 
-        Requests that need no generation are answered, as many as one pass holds; then the running sequences, and those that can
-        be admitted, are fed one step further.
+        Requests that need no generation are answered, as many as one pass holds; then the running sequences, and those
+        that can be admitted, are fed one step further.
         """
         for row, result in self.single_pass.step():
             self._hand_out(row.uid, result)

@@ -4,7 +4,7 @@ What it was trained for, and its labels' names, stand in the checkpoint's config
 
 single_label_classification   softmax over the logits; adds `label`, `label_score`, `label_scores`, as by prompt
 multi_label_classification    sigmoid of each logit; `label` is the list of those of at least `multi_label_threshold`,
-                              likeliest first, `label_score` the highest probability among them, null where there is none
+                              likeliest first, `label_score` the highest probability among them, null if there is none
 regression                    adds the logit as `value` and nothing else
 
 A checkpoint that does not say what it was trained for is one of single labels, or with one label a regression.

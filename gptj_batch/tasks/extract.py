@@ -1,4 +1,4 @@
-"""The task `extract` by head: the span of a context that answers a question (`GPTJForQuestionAnswering`).
+r"""The task `extract` by head: the span of a context that answers a question (`GPTJForQuestionAnswering`).
 
 The model reads "Question: {question}\nContext: {context}", the question first, because attention is causal: a token of
 the context can then look back at it. The null position, where "there is no answer" is scored, is the last token before

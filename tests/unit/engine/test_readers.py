@@ -1,10 +1,14 @@
+from pathlib import Path
+
 import pytest
 import torch
 
 from gptj_batch import Classified, ClassifyRequest, Failed, Labelled, LabelRequest, SpanLogits, SpanRequest
-from gptj_batch.engine import readers
+from gptj_batch.backends import make_backend
+from gptj_batch.engine import Engine, EngineConfig, readers
 from gptj_batch.engine.row import Row
 from gptj_batch.engine.single_pass import SinglePass
+from gptj_batch.errors import CheckpointError
 from gptj_batch.model import (
     MODEL_CLASSES,
     GPTJConfig,
@@ -13,7 +17,7 @@ from gptj_batch.model import (
     GPTJForSequenceClassification,
     HeadModel,
 )
-from gptj_batch.requests import HeadRequest
+from gptj_batch.requests import HeadRequest, Request
 from gptj_batch.results import HeadResult
 
 PROMPTS = ([3, 4, 5, 6, 7, 8], [9], [10, 11, 12], [20] * 17)
@@ -98,3 +102,36 @@ def test_what_is_not_finite_fails_alone(classifier: HeadModel, reader: HeadModel
             weight[60] = kept
         assert not isinstance(good, Failed)
         assert isinstance(bad, Failed) and "not finite; try a wider dtype" in bad.error
+
+
+def test_an_engine_without_a_language_model_has_no_cache_and_refuses_to_generate(classifier: HeadModel) -> None:
+    engine = Engine(classifier, EngineConfig(max_step_tokens=10, kv_cache_bytes=1))
+    assert engine.runner is None
+    good, generate, label = engine.run(
+        [
+            ClassifyRequest(key="a", prompt_token_ids=[3, 4]),
+            Request(key="b", prompt_token_ids=[3]),
+            LabelRequest(key="c", prompt_token_ids=[3], label_token_ids=((4,),)),
+        ]
+    )
+    assert isinstance(good, Classified) and not engine.has_unfinished
+    for refused in (generate, label):
+        assert isinstance(refused, Failed) and "needs a model with a causal-lm head" in refused.error
+
+
+def test_a_request_of_a_head_can_be_cancelled(reader: HeadModel) -> None:
+    engine = Engine(reader)
+    engine.add(SpanRequest(key="a", prompt_token_ids=[3, 4], first_token=0))
+    assert engine.cancel("a") and not engine.has_unfinished
+
+
+def test_a_backend_loads_the_head_it_is_asked_for(classifier: HeadModel, tmp_path: Path) -> None:
+    classifier.save_pretrained(tmp_path)
+    backend = make_backend("native", model_path=tmp_path, head="sequence-classification", dtype="float32", device="cpu")
+    request = ClassifyRequest(key="a", prompt_token_ids=[3, 4])
+    (result,) = backend.run([request])
+    assert result == answers(classifier, [request])[0]
+    assert backend.describe()["dtype"] == "float32" and backend.counts().num_prompt_tokens == 2
+    backend.close()
+    with pytest.raises(CheckpointError, match="lm_head"):
+        make_backend("native", model_path=tmp_path, head="causal-lm", dtype="float32", device="cpu")
