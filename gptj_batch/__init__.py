@@ -1,8 +1,20 @@
 """GPT-J over whole datasets: the library half (records, prompts, model, engine, backends, stages)."""
 
-from gptj_batch.requests import LabelRequest, Request, SamplingParams
-from gptj_batch.results import Failed, Generated, Labelled
+from gptj_batch.requests import ClassifyRequest, LabelRequest, Request, SamplingParams, SpanRequest
+from gptj_batch.results import Classified, Failed, Generated, Labelled, SpanLogits
 
 __version__ = "0.1.0"
 
-__all__ = ["Failed", "Generated", "LabelRequest", "Labelled", "Request", "SamplingParams", "__version__"]
+__all__ = [
+    "Classified",
+    "ClassifyRequest",
+    "Failed",
+    "Generated",
+    "LabelRequest",
+    "Labelled",
+    "Request",
+    "SamplingParams",
+    "SpanLogits",
+    "SpanRequest",
+    "__version__",
+]

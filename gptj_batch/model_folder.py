@@ -5,26 +5,35 @@ import json
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Literal, get_args
 
-from gptj_batch.demo import demo_folder
+from gptj_batch.demo import DemoHead, demo_folder
 from gptj_batch.errors import CheckpointError
 
 DEMO: Final = "demo"
+
+Head = DemoHead  # what stands on a GPT-J; the demo model has each of them
+CLASS_NAMES: Final[dict[Head, str]] = {
+    "causal-lm": "GPTJForCausalLM",
+    "sequence-classification": "GPTJForSequenceClassification",
+    "question-answering": "GPTJForQuestionAnswering",
+}
+ProblemType = Literal["regression", "single_label_classification", "multi_label_classification"]
 
 # Never fetched: other frameworks' weights. Pickles are fetched only where a repository has nothing else.
 SMALL_FILES: Final = ["*.json", "merges.txt", "vocab.txt"]
 HUB_NAME: Final = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 
 
-def resolve_folder(path: str | Path, revision: str | None = None) -> Path:
+def resolve_folder(path: str | Path, revision: str | None = None, head: Head = "causal-lm") -> Path:
     """Return the local folder of a model given as a folder or a hub name such as `EleutherAI/gpt-j-6B`.
 
-    `demo` is the model in the package (write ./demo for a folder of that name); otherwise an existing folder wins.
+    `demo` is the model in the package, with the head asked for (write ./demo for a folder of that name); otherwise an
+    existing folder wins.
     Raises CheckpointError where there is neither.
     """
     if str(path) == DEMO:
-        return demo_folder("causal-lm")
+        return demo_folder(head)
     folder = Path(path).expanduser()
     if folder.is_dir():
         return folder
@@ -55,29 +64,38 @@ def _download(name: str, revision: str | None) -> Path:
 
 @dataclass(frozen=True, kw_only=True)
 class ModelFacts:
-    """What a run must know of its model before any weight is read."""
+    """What a run must know of its model before any weight is read.
+
+    labels, problem_type: of a classification head, in the order of its logits; `config.json` has them
+    """
 
     folder: Path
     n_positions: int
     vocab_size: int
     architectures: tuple[str, ...]
+    labels: tuple[str, ...]
+    problem_type: ProblemType
     identity: str
 
 
-def read_facts(path: str | Path, revision: str | None = None) -> ModelFacts:
+def read_facts(path: str | Path, revision: str | None = None, head: Head = "causal-lm") -> ModelFacts:
     """Return the facts of a model. Raises CheckpointError where its config.json is missing or is not a GPT-J's."""
-    folder = resolve_folder(path, revision)
-    config = _read_config(folder)
+    folder = resolve_folder(path, revision, head)
+    config = read_config(folder)
+    labels = label_names(config, folder)
     return ModelFacts(
         folder=folder,
         n_positions=_whole_number(config, "n_positions", 2048, folder),
         vocab_size=_whole_number(config, "vocab_size", 50400, folder),
         architectures=_architectures(config, folder),
+        labels=labels,
+        problem_type=_problem_type(config, len(labels), folder),
         identity=identity(folder),
     )
 
 
-def _read_config(folder: Path) -> dict[str, Any]:
+def read_config(folder: Path) -> dict[str, Any]:
+    """Return a model's `config.json`. Raises CheckpointError where it is missing or is not a GPT-J's."""
     try:
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
@@ -102,6 +120,33 @@ def _architectures(config: dict[str, Any], folder: Path) -> tuple[str, ...]:
     if not isinstance(value, list) or not all(isinstance(name, str) for name in value):
         raise CheckpointError(f"{folder / 'config.json'}: architectures must be a list of names, got {value!r}")
     return tuple(value)
+
+
+def label_names(config: dict[str, Any], folder: Path) -> tuple[str, ...]:
+    """Return the names of a classification head's logits; LABEL_0, LABEL_1, ... where the config has none.
+
+    Raises CheckpointError.
+    """
+    names = config.get("id2label")
+    if names is None:
+        count = _whole_number({"num_labels": config.get("num_labels") or 2}, "num_labels", 2, folder)
+        return tuple(f"LABEL_{index}" for index in range(count))
+    keys = [str(index) for index in range(len(names))] if isinstance(names, dict) else []
+    if not keys or set(names) != set(keys) or not all(isinstance(name, str) for name in names.values()):
+        raise CheckpointError(f"{folder / 'config.json'}: id2label must give a name to each of 0, 1, 2, ...")
+    return tuple(names[key] for key in keys)
+
+
+def _problem_type(config: dict[str, Any], num_labels: int, folder: Path) -> ProblemType:
+    """Return what a classification head was trained for; without a word on it, one label is a regression."""
+    problem: Any = config.get("problem_type")
+    if problem is None:
+        return "regression" if num_labels == 1 else "single_label_classification"
+    if problem not in get_args(ProblemType):
+        known = ", ".join(get_args(ProblemType))
+        raise CheckpointError(f"{folder / 'config.json'}: problem_type must be null or one of {known}, got {problem!r}")
+    checked: ProblemType = problem
+    return checked
 
 
 # Of each weight file, its size and this much of both ends: a safetensors file's header is at its start. Reading all of

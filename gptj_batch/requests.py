@@ -69,4 +69,27 @@ class LabelRequest:
     label_token_ids: tuple[tuple[int, ...], ...]
 
 
-AnyRequest = Request | LabelRequest
+@dataclass(frozen=True, kw_only=True)
+class ClassifyRequest:
+    """A text that a classification head is to judge, by its last token."""
+
+    key: str
+    prompt_token_ids: Sequence[int]
+
+
+@dataclass(frozen=True, kw_only=True)
+class SpanRequest:
+    """A question and its context, for the question-answering head.
+
+    first_token: the place in `prompt_token_ids` from which on each token's logits are wanted
+    """
+
+    key: str
+    prompt_token_ids: Sequence[int]
+    first_token: int
+
+
+HeadRequest = LabelRequest | ClassifyRequest | SpanRequest
+"""What one pass over the prompt answers, without generating."""
+
+AnyRequest = Request | HeadRequest

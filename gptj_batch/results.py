@@ -27,6 +27,25 @@ class Labelled:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Classified:
+    """The logits of the classification head, one per label."""
+
+    key: str
+    logits: tuple[float, ...]
+    num_prompt_tokens: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class SpanLogits:
+    """The logits of each wanted token as an answer's first and as its last."""
+
+    key: str
+    start_logits: tuple[float, ...]
+    end_logits: tuple[float, ...]
+    num_prompt_tokens: int
+
+
+@dataclass(frozen=True, kw_only=True)
 class Failed:
     """A request that could not be done; the others are not touched by it."""
 
@@ -34,4 +53,6 @@ class Failed:
     error: str
 
 
-AnyResult = Generated | Labelled | Failed
+HeadResult = Labelled | Classified | SpanLogits
+
+AnyResult = Generated | HeadResult | Failed

@@ -18,6 +18,7 @@ CONFIGS = Path(__file__).parent / "configs"
 STEPS: tuple[tuple[str, str, Sequence[str]], ...] = (
     ("classify", "Labels, by the likelihood of each topic behind the text", ("topic", "label", "label_score", "text")),
     ("generate", "Summaries, generated", ("generated_text", "text")),
+    ("extract", "Answers, as spans of the text", ("question", "answer", "answer_text", "answer_score")),
 )
 SHOWN_ROWS = 4
 SHOWN_CHARS = 60

@@ -16,7 +16,7 @@ from gptj_batch.tasks.registry import TaskSettings
 from pipelines.job_file import JobFile, apply_overrides, read_job_file, to_yaml
 from pipelines.problems import known_settings, problems
 
-# Settings that the contract has and this version does not: better said than called unknown.
+# Settings that the contract has and this version or this task does not: better said than called unknown.
 # Each with the values that ask for nothing, which are let through, and what to say of any other.
 LATER: dict[str, tuple[tuple[Any, ...], str]] = {
     "task.num_beams": ((None, 1), "beam search is not in this version"),
@@ -26,14 +26,18 @@ LATER: dict[str, tuple[tuple[Any, ...], str]] = {
     "task.regex": ((None,), "constrained decoding is not in this version"),
     "task.json_schema": ((None,), "constrained decoding is not in this version"),
     "task.calibrate": ((None, "none"), "calibration is not in this version"),
-    "task.text": ((None,), "it belongs to `classify` with method head, which is not in this version"),
-    "task.top_k": ((None, 0), "it belongs to `classify` with method head, which is not in this version"),
-    "task.multi_label_threshold": ((None,), "it belongs to `classify` with method head, which is not in this version"),
+    "task.text": ((None,), "it belongs to `classify` with method head"),
+    "task.top_k": ((None, 0), "it belongs to `classify` with method head, to `extract` and to `generate`"),
+    "task.multi_label_threshold": ((None,), "it belongs to `classify` with method head"),
+    "task.prompt": ((None,), "it belongs to `generate` and to `classify` with method prompt"),
+    "task.labels": ((None,), "it belongs to `classify` with method prompt; a trained head brings its own labels"),
+    "task.likelihood": ((None, "sum"), "it belongs to `classify` with method prompt"),
     "output.partition_by": ((None, []), "partitioned output is not in this version"),
     # on and off give the same results: the native engine computes every prompt by itself in this version
     "backend.prefix_caching": ((None, True, False), "must be true or false; it has no effect in this version"),
 }
-KINDS, LATER_KINDS = ("generate", "classify"), ("extract", "score", "embed")
+KINDS, LATER_KINDS = ("generate", "classify", "extract"), ("score", "embed")
+METHODS = {"classify": ("prompt", "head"), "extract": ("head",)}
 
 
 class InputSettings(Settings):
@@ -217,15 +221,22 @@ def _check_kind(file: JobFile) -> None:
         return
     kind, where = task.get("kind"), file.place(("task", "kind"))
     if kind in LATER_KINDS:
-        raise ConfigError(f"{where}: task.kind: {kind} is not in this version; {' and '.join(KINDS)} are")
+        raise ConfigError(f"{where}: task.kind: {kind} is not in this version; {_listed(KINDS, 'and')} are")
     if kind not in KINDS:
         near = get_close_matches(str(kind), KINDS, n=1)
         found = f"got {shorten(repr(kind))}" if "kind" in task else "it is missing"
         hint = f"; did you mean {near[0]}?" if near else ""
-        raise ConfigError(f"{where}: task.kind: must be {' or '.join(KINDS)}, {found}{hint}")
-    if task.get("kind") == "classify" and task.get("method") == "head":
+        raise ConfigError(f"{where}: task.kind: must be {_listed(KINDS, 'or')}, {found}{hint}")
+    method, methods = task.get("method"), METHODS.get(str(kind), ())
+    if "method" in task and methods and method not in methods:
         where = file.place(("task", "method"))
-        raise ConfigError(f"{where}: task.method: head is not in this version; use prompt, which needs no trained head")
+        if (kind, method) == ("extract", "prompt"):
+            raise ConfigError(f"{where}: task.method: prompt is not in this version; head is")
+        raise ConfigError(f"{where}: task.method: must be {_listed(methods, 'or')}, got {shorten(repr(method))}")
+
+
+def _listed(names: Sequence[str], word: str) -> str:
+    return f" {word} ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)
 
 
 def _without_later_settings(file: JobFile) -> dict[str, Any]:

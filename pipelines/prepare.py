@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 import gptj_batch
 from gptj_batch.errors import CheckpointError, ConfigError
-from gptj_batch.model_folder import DEMO, ModelFacts, read_facts
+from gptj_batch.model_folder import CLASS_NAMES, DEMO, ModelFacts, read_facts
 from gptj_batch.prompts.tokenizer import Tokenizer
 from gptj_batch.records.output import OutputFolder
 from gptj_batch.records.progress import clean, contents, differences, load_plan, pending_units, save_plan
@@ -96,9 +96,9 @@ def prepare(job: Job) -> Run:
     paths = [job.input.path] if isinstance(job.input.path, str) else list(job.input.path)
     _check_apart(paths, job.output.path)
     inputs = list_files(paths, job.input.format, job.errors.bad_files)
-    task = make_task(job.task)
+    model = read_facts(job.model.path, job.model.revision, job.task.head)
+    task = make_task(job.task, model)
     _check_columns(job, task, inputs.schema)
-    model = read_facts(job.model.path, job.model.revision)
     _check_model(job, task, model)
     rows_per_unit = unit_rows(min(inputs.num_rows, job.input.limit or inputs.num_rows))
     return Run(job=job, task=task, inputs=inputs, plan=plan_units(inputs, rows_per_unit, job.input.limit), model=model)
@@ -143,10 +143,13 @@ def _check_columns(job: Job, task: Task, schema: pa.Schema) -> None:
 
 
 def _check_model(job: Job, task: Task, model: ModelFacts) -> None:
-    if model.architectures and "GPTJForCausalLM" not in model.architectures and job.backend.kind != "fake":
+    wanted = CLASS_NAMES[task.head]
+    if model.architectures and wanted not in model.architectures and job.backend.kind != "fake":
+        method = getattr(job.task, "method", None)
+        by_method = f" with method {method}" if method is not None else ""
         raise CheckpointError(
-            f"model.path: {job.model.path} holds a {', '.join(model.architectures)}; task.kind {job.task.kind} needs a "
-            "GPTJForCausalLM"
+            f"model.path: {job.model.path} holds a {', '.join(model.architectures)}; task.kind {job.task.kind}"
+            f"{by_method} needs a {wanted}"
         )
     tokenizer = Tokenizer.from_folder(model.folder)
     if tokenizer.vocab_size > model.vocab_size:
@@ -154,12 +157,8 @@ def _check_model(job: Job, task: Task, model: ModelFacts) -> None:
             f"model.path: the tokenizer in {model.folder} has {tokenizer.vocab_size} tokens and the model only "
             f"{model.vocab_size} (vocab_size in config.json)"
         )
-    reserved = task.request_maker(tokenizer).reserved_tokens
-    if reserved >= model.n_positions:
-        raise ConfigError(
-            f"task: {reserved} tokens behind the prompt (max_new_tokens, or the longest label) leave no room in "
-            f"the model's context of {model.n_positions} (n_positions in config.json)"
-        )
+    task.encoder(tokenizer, model.n_positions)
+    task.request_maker(tokenizer)
 
 
 def claim_output(run: Run) -> NDArray[np.int32]:

@@ -51,7 +51,7 @@ def _rule(location: Location, details: Any, values: Any, root: type[BaseModel]) 
         return str(details["ctx"]["error"])
     if kind == "invalid_key" or "[key]" in details["loc"]:
         return f"a name must be a text, got {shorten(repr(details['input']))}; put it in quotes"
-    if kind in ("model_type", "model_attributes_type"):
+    if kind in ("model_type", "model_attributes_type", "union_tag_not_found"):
         names = known_settings(root, location, values)[:3] or ["kind"]
         return f"must hold settings, such as {', '.join(names)}; got {found}"
     if kind == "too_short":
@@ -104,7 +104,7 @@ def _nearest(location: Location, values: Any, root: type[BaseModel]) -> str:
 
 
 def known_settings(root: type[BaseModel], location: Location, values: Any) -> list[str]:
-    """Return the names of the settings in a block; those of `task` go by its kind."""
+    """Return the names of the settings in a block; those of `task` go by its kind and method."""
     model: Any = root
     for part in location:
         if not _is_model(model) or part not in model.model_fields:
@@ -112,10 +112,17 @@ def known_settings(root: type[BaseModel], location: Location, values: Any) -> li
         model = model.model_fields[str(part)].annotation
         if get_origin(model) is not None:
             task = values.get("task")
-            kind = task.get("kind") if isinstance(task, dict) else None
-            options = [option for option in get_args(model) if _is_model(option) and "kind" in option.model_fields]
-            model = next((o for o in options if kind in get_args(o.model_fields["kind"].annotation)), None)
+            options = [get_args(option)[0] if get_origin(option) else option for option in get_args(model)]
+            model = next((option for option in options if _is_for(option, task)), None)
     return list(model.model_fields) if _is_model(model) else []
+
+
+def _is_for(option: Any, task: Any) -> bool:
+    """Say whether a class of settings is that of a task's kind and, where it has one, method."""
+    if not (_is_model(option) and isinstance(task, dict) and "kind" in option.model_fields):
+        return False
+    told = {name: option.model_fields[name] for name in ("kind", "method") if name in option.model_fields}
+    return all(task.get(name, field.default) in get_args(field.annotation) for name, field in told.items())
 
 
 def _is_model(value: Any) -> bool:

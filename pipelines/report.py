@@ -23,6 +23,7 @@ RUN_FILE, CONFIG_FILE = "run.json", "config.yaml"
 # Reasons may hold numbers of their row, and then no two are alike; the output's column has all of them.
 MAX_REASONS = 100
 EXIT_DONE, EXIT_TOO_MANY_FAILED = 0, 3
+TEMPLATES = ("prompt", "text", "question", "context")  # the settings of any task that a record is rendered by
 PACKAGES = ("torch", "ray", "pyarrow", "tokenizers", "safetensors")
 
 
@@ -80,7 +81,7 @@ class Report:
             started=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(started)),
             model=run.job.model.path,
             model_identity=run.model.identity,
-            prompt_sha256=hashlib.sha256(run.job.task.prompt.encode()).hexdigest(),
+            prompt_sha256=prompt_hash(run),
             task=run.job.task.model_dump(mode="json"),
             backend=backend,
             versions={
@@ -122,6 +123,13 @@ class Report:
             lines.append(f"{self.reason[:1].upper()}{self.reason[1:]}: exit code {self.exit_code}")
         lines.append(f"output: {self.output}")
         return "\n".join(lines)
+
+
+def prompt_hash(run: Run) -> str:
+    """Return a hash of the task's templates, whichever it has."""
+    settings = run.job.task.model_dump(mode="json")
+    templates = {name: settings[name] for name in TEMPLATES if settings.get(name) is not None}
+    return hashlib.sha256(json.dumps(templates, sort_keys=True).encode()).hexdigest()
 
 
 def count_errors(run: Run) -> dict[str, int]:

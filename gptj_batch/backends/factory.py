@@ -1,12 +1,12 @@
 """make_backend: from settings to a running backend. Each kind is imported only when it is asked for."""
 
-import json
 from pathlib import Path
 
 from gptj_batch.backends.base import Backend
-from gptj_batch.backends.fake import DEFAULT_VOCAB_SIZE, FakeBackend
+from gptj_batch.backends.fake import DEFAULT_NUM_LABELS, DEFAULT_VOCAB_SIZE, FakeBackend
 from gptj_batch.engine.config import GIB, EngineConfig
-from gptj_batch.errors import ConfigError
+from gptj_batch.errors import CheckpointError, ConfigError
+from gptj_batch.model_folder import Head, label_names, read_config
 
 DTYPES = ("auto", "float16", "bfloat16", "float32")
 
@@ -15,6 +15,7 @@ def make_backend(
     kind: str,
     *,
     model_path: str | Path,
+    head: Head = "causal-lm",
     revision: str | None = None,
     dtype: str = "auto",
     device: str | None = None,
@@ -22,7 +23,7 @@ def make_backend(
     max_running: int | None = None,
     kv_cache_gb: float | None = None,
 ) -> Backend:
-    """Make the backend `kind` ("auto", "native" or "fake") for a model; None means "chosen for the device".
+    """Make the backend `kind` ("auto", "native" or "fake") for a model with a head; None means "chosen for the device".
 
     Raises ConfigError for settings that cannot work, CheckpointError for a model folder that does not.
     """
@@ -31,7 +32,7 @@ def make_backend(
     if kv_cache_gb is not None and not kv_cache_gb > 0:
         raise ConfigError(f"backend.kv_cache_gb must be above 0, got {kv_cache_gb}")
     if kind == "fake":
-        return FakeBackend(_vocab_size(model_path))
+        return FakeBackend(*_sizes(model_path))
     if kind == "vllm":
         raise ConfigError("backend.kind: this version has no vllm backend yet; set it to native")
     if kind not in ("auto", "native"):
@@ -44,13 +45,15 @@ def make_backend(
     )
     from gptj_batch.backends.native import NativeBackend  # loads torch
 
-    return NativeBackend.from_pretrained(model_path, revision=revision, dtype=dtype, config=config)
+    return NativeBackend.from_pretrained(model_path, head=head, revision=revision, dtype=dtype, config=config)
 
 
-def _vocab_size(model_path: str | Path) -> int:
-    """Return the vocabulary of a model that lies here, so that its tokenizer can decode what the fake makes up."""
+def _sizes(model_path: str | Path) -> tuple[int, int]:
+    """Return the tokens and labels of a model that lies here, so that what the fake makes up can be decoded."""
     try:
-        vocab_size = json.loads((Path(model_path) / "config.json").read_text(encoding="utf-8"))["vocab_size"]
-    except (OSError, ValueError, KeyError, TypeError):
-        return DEFAULT_VOCAB_SIZE
-    return vocab_size if isinstance(vocab_size, int) and vocab_size > 0 else DEFAULT_VOCAB_SIZE
+        config = read_config(Path(model_path))
+        num_labels = len(label_names(config, Path(model_path)))
+    except CheckpointError:
+        return DEFAULT_VOCAB_SIZE, DEFAULT_NUM_LABELS
+    vocab_size = config.get("vocab_size")
+    return vocab_size if isinstance(vocab_size, int) and vocab_size > 0 else DEFAULT_VOCAB_SIZE, num_labels

@@ -6,10 +6,11 @@ from collections.abc import Sequence
 
 from gptj_batch.backends.base import TokenCounts
 from gptj_batch.errors import BackendError
-from gptj_batch.requests import AnyRequest, LabelRequest, Request
-from gptj_batch.results import AnyResult, Failed, FinishReason, Generated, Labelled
+from gptj_batch.requests import AnyRequest, ClassifyRequest, LabelRequest, Request, SpanRequest
+from gptj_batch.results import AnyResult, Classified, Failed, FinishReason, Generated, Labelled, SpanLogits
 
 DEFAULT_VOCAB_SIZE = 50257
+DEFAULT_NUM_LABELS = 2
 
 
 class FakeBackend:
@@ -18,8 +19,9 @@ class FakeBackend:
     Tokens lie below `vocab_size`. A greedy request's do not depend on its seed, as with a model.
     """
 
-    def __init__(self, vocab_size: int = DEFAULT_VOCAB_SIZE) -> None:
+    def __init__(self, vocab_size: int = DEFAULT_VOCAB_SIZE, num_labels: int = DEFAULT_NUM_LABELS) -> None:
         self._vocab_size = vocab_size
+        self._num_labels = num_labels
         self._counts = TokenCounts()
         self._lock = threading.Lock()
         self._is_closed = False
@@ -49,7 +51,11 @@ class FakeBackend:
     def _answer(self, request: AnyRequest) -> AnyResult:
         if len(request.prompt_token_ids) == 0:
             return Failed(key=request.key, error="prompt_token_ids must hold at least one token, got none")
-        return self._label(request) if isinstance(request, LabelRequest) else self._generate(request)
+        if isinstance(request, Request):
+            return self._generate(request)
+        if isinstance(request, LabelRequest):
+            return self._label(request)
+        return self._span(request) if isinstance(request, SpanRequest) else self._classify(request)
 
     def _generate(self, request: Request) -> Generated | Failed:
         sampling = request.sampling
@@ -84,6 +90,27 @@ class FakeBackend:
             for label in request.label_token_ids
         )
         return Labelled(key=request.key, label_logprobs=logprobs, num_prompt_tokens=len(request.prompt_token_ids))
+
+    def _classify(self, request: ClassifyRequest) -> Classified:
+        text = _hash(request.prompt_token_ids, "text")
+        logits = tuple(_logit(text, f"label {label}") for label in range(self._num_labels))
+        return Classified(key=request.key, logits=logits, num_prompt_tokens=len(request.prompt_token_ids))
+
+    def _span(self, request: SpanRequest) -> SpanLogits | Failed:
+        text, num_tokens = _hash(request.prompt_token_ids, "text"), len(request.prompt_token_ids)
+        places = range(request.first_token, num_tokens)
+        if not places or request.first_token < 0:
+            return Failed(key=request.key, error="first_token must be the place of one of the prompt tokens")
+        return SpanLogits(
+            key=request.key,
+            start_logits=tuple(_logit(text, f"start {place}") for place in places),
+            end_logits=tuple(_logit(text, f"end {place}") for place in places),
+            num_prompt_tokens=num_tokens,
+        )
+
+
+def _logit(text: int, salt: str) -> float:
+    return _hash([text], salt) % 1000 / 100 - 5
 
 
 def _hash(token_ids: Sequence[int], salt: str) -> int:

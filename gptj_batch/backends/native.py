@@ -11,6 +11,7 @@ import torch
 from gptj_batch.backends.base import TokenCounts
 from gptj_batch.engine import Engine, EngineConfig
 from gptj_batch.errors import BackendError, shorten
+from gptj_batch.model_folder import Head
 from gptj_batch.requests import AnyRequest
 from gptj_batch.results import AnyResult
 
@@ -50,13 +51,19 @@ class NativeBackend:
 
     @classmethod
     def from_pretrained(
-        cls, path: str | Path, *, revision: str | None = None, dtype: str = "auto", config: EngineConfig | None = None
+        cls,
+        path: str | Path,
+        *,
+        head: Head = "causal-lm",
+        revision: str | None = None,
+        dtype: str = "auto",
+        config: EngineConfig | None = None,
     ) -> "NativeBackend":
         """Load a checkpoint and start; see `Engine.from_pretrained`. dtype: see `resolve_dtype`."""
         config = config or EngineConfig()
         device = config.device or ("cuda" if torch.cuda.is_available() else "cpu")
         dtype = resolve_dtype(dtype, torch.device(device).type)
-        return cls(Engine.from_pretrained(path, revision=revision, dtype=dtype, config=config))
+        return cls(Engine.from_pretrained(path, head=head, revision=revision, dtype=dtype, config=config))
 
     def run(self, requests: Sequence[AnyRequest]) -> list[AnyResult]:
         """Run the requests together with those of other calls; see `Backend.run`."""
@@ -82,11 +89,11 @@ class NativeBackend:
 
     def describe(self) -> dict[str, str | int]:
         """Return plain facts; see `Backend.describe`."""
-        weight, bounds = self._engine.model.lm_head.weight, self._engine.bounds
+        model, bounds = self._engine.model, self._engine.bounds
         return {
             "kind": "native",
-            "device": str(weight.device),
-            "dtype": str(weight.dtype).removeprefix("torch."),
+            "device": str(model.device),
+            "dtype": str(model.dtype).removeprefix("torch."),
             "max_step_tokens": bounds.max_step_tokens,
             "max_running": bounds.max_running,
             "num_blocks": bounds.num_blocks,

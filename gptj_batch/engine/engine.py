@@ -1,23 +1,26 @@
 """Engine: requests in, results out, one step at a time."""
 
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Self
 
 import torch
 
-from gptj_batch.engine.config import EngineConfig
+from gptj_batch.engine.config import Bounds, EngineConfig
 from gptj_batch.engine.kv_cache import KVCache, bytes_per_token, free_bytes
 from gptj_batch.engine.limits import Limits
+from gptj_batch.engine.row import Row
 from gptj_batch.engine.runner import Runner
 from gptj_batch.engine.sampling import Choice
 from gptj_batch.engine.scheduler import Scheduler
 from gptj_batch.engine.sequence import Sequence
-from gptj_batch.engine.single_pass import LabelRow, SinglePass
+from gptj_batch.engine.single_pass import SinglePass
 from gptj_batch.engine.stopping import finish_reason
 from gptj_batch.errors import ConfigError
-from gptj_batch.model import GPTJForCausalLM
+from gptj_batch.model import MODEL_CLASSES, GPTJForCausalLM, HeadModel
+from gptj_batch.model_folder import Head
 from gptj_batch.requests import AnyRequest, LabelRequest, Request
 from gptj_batch.results import AnyResult, Failed, FinishReason, Generated, Labelled
 
@@ -27,39 +30,36 @@ Deliver = Callable[[AnyResult], None]
 class Engine:
     """Run many requests through one model at the same time.
 
+    A model with a head of its own (classification, question answering) answers the requests of that head, each in one
+    pass; only a causal language model gets a KV cache.
+
     It uses the model's weights as they are, without copying them, and does not touch its training mode. It is not
     thread-safe: one thread calls it, as `gptj_batch.backends.native` does on behalf of many.
     """
 
-    def __init__(self, model: GPTJForCausalLM, config: EngineConfig | None = None) -> None:
+    def __init__(self, model: HeadModel, config: EngineConfig | None = None) -> None:
         """Build an engine around `model`; raises ConfigError for a configuration that cannot work with it."""
         config = config or EngineConfig()
-        shape, weight = model.config, model.lm_head.weight
-        if config.device is not None and not _is_same_device(torch.device(config.device), weight.device):
-            raise ConfigError(f"device must be where the model is ({weight.device}), got {config.device}")
+        shape = model.config
+        if config.device is not None and not _is_same_device(torch.device(config.device), model.device):
+            raise ConfigError(f"device must be where the model is ({model.device}), got {config.device}")
+        if not isinstance(model, GPTJForCausalLM):
+            config = replace(config, num_blocks=1, kv_cache_bytes=None)  # which none is made of
         self.bounds = config.resolve(
-            device_type=weight.device.type,
-            free_bytes=free_bytes(weight.device),
-            kv_bytes_per_token=bytes_per_token(shape.n_layer, shape.n_head, shape.head_dim, weight.dtype),
+            device_type=model.device.type,
+            free_bytes=free_bytes(model.device),
+            kv_bytes_per_token=bytes_per_token(shape.n_layer, shape.n_head, shape.head_dim, model.dtype),
             n_positions=shape.n_positions,
-        )
-        cache = KVCache(
-            num_layers=shape.n_layer,
-            num_blocks=self.bounds.num_blocks,
-            num_heads=shape.n_head,
-            block_size_tokens=self.bounds.block_size_tokens,
-            head_dim=shape.head_dim,
-            dtype=weight.dtype,
-            device=weight.device,
         )
         self.model = model
         self.scheduler = Scheduler(self.bounds)
-        self.runner = Runner(model, cache, shape.eos_token_ids)
+        self.runner = _runner(model, self.bounds) if isinstance(model, GPTJForCausalLM) else None
         self.single_pass = SinglePass(model, self.bounds.max_step_tokens)
         self.limits = Limits(
             vocab_size=shape.vocab_size,
             n_positions=shape.n_positions,
             cache_tokens=self.scheduler.pool.capacity_tokens,
+            head=next(head for head, kind in MODEL_CLASSES.items() if isinstance(model, kind)),
         )
         self._num_added = 0
         self._deliveries: dict[int, Deliver] = {}
@@ -70,18 +70,20 @@ class Engine:
         cls,
         path: str | Path,
         *,
+        head: Head = "causal-lm",
         revision: str | None = None,
         dtype: str | torch.dtype | None = "bfloat16",
         config: EngineConfig | None = None,
     ) -> Self:
         """Load a checkpoint in the Hugging Face layout and build an engine around it.
 
-        dtype: None keeps the checkpoint's. The device is config.device; None is the GPU where there is one.
+        head: which of GPT-J's classes is read    dtype: None keeps the checkpoint's
+        The device is config.device; None is the GPU where there is one.
         Raises CheckpointError for a folder that holds no GPT-J, ConfigError for a configuration that cannot work.
         """
         config = config or EngineConfig()
         device = config.device or ("cuda" if torch.cuda.is_available() else "cpu")
-        model = GPTJForCausalLM.from_pretrained(
+        model = MODEL_CLASSES[head].from_pretrained(
             path, revision=revision, dtype=dtype, device=device, allow_new_head=False
         )
         return cls(model, config)
@@ -103,10 +105,10 @@ class Engine:
         problem = self.limits.refuse(request)
         if problem is not None:
             self._hand_out(uid, Failed(key=request.key, error=problem))
-        elif isinstance(request, LabelRequest):
-            self.single_pass.add(LabelRow(uid, request))
-        else:
+        elif isinstance(request, Request):
             self.scheduler.add(Sequence(uid, request))
+        else:
+            self.single_pass.add(Row(uid, request))
 
     def cancel(self, key: str) -> bool:
         """Drop every unfinished request of this key, freeing its memory at once; say whether there was one.
@@ -127,16 +129,17 @@ class Engine:
     def step(self) -> list[AnyResult]:
         """Do one step's work and return the results that it finished.
 
-        Label requests that wait are scored, as many as one pass holds; then the running sequences, and those that can
-        be admitted, are fed one step further.
+        Requests that need no generation are answered, as many as one pass holds; then the running sequences, and those
+        that can be admitted, are fed one step further.
         """
         for row, result in self.single_pass.step():
             self._hand_out(row.uid, result)
         step = self.scheduler.schedule()
         if step.chunks:
+            assert self.runner is not None, "the limits refuse what this model cannot generate"
             choices = self.runner.run(step)
             self.scheduler.commit(step)
-            self._postprocess(choices)
+            self._postprocess(choices, self.runner.eos_token_ids)
         finished, self._ready = self._ready, []
         return finished
 
@@ -157,16 +160,16 @@ class Engine:
         results = self.run(requests)
         return [result for result in results if isinstance(result, Labelled | Failed)]
 
-    def _postprocess(self, choices: list[tuple[Sequence, Choice]]) -> None:
+    def _postprocess(self, choices: list[tuple[Sequence, Choice]], eos_token_ids: tuple[int, ...]) -> None:
         """Append each sequence's next token, and let go of those that this finishes."""
         for sequence, choice in choices:
             # A stop condition may have cancelled any sequence, its own included.
-            result = self._advance(sequence, choice) if sequence.is_live else None
+            result = self._advance(sequence, choice, eos_token_ids) if sequence.is_live else None
             if result is not None and sequence.is_live:
                 self.scheduler.release(sequence)
                 self._hand_out(sequence.uid, result)
 
-    def _advance(self, sequence: Sequence, choice: Choice) -> Generated | Failed | None:
+    def _advance(self, sequence: Sequence, choice: Choice, eos_token_ids: tuple[int, ...]) -> Generated | Failed | None:
         """Append a token; return the result if the sequence is done or has failed."""
         key = sequence.request.key
         if not choice.is_finite:
@@ -175,7 +178,7 @@ class Engine:
         if choice.logprob is not None:
             sequence.logprobs.append(choice.logprob)
         try:
-            reason = finish_reason(sequence, self.runner.eos_token_ids)
+            reason = finish_reason(sequence, eos_token_ids)
         except Exception as error:  # noqa: BLE001 - the request's own code; its message might quote the record
             return Failed(key=key, error=f"the request's stop condition raised {type(error).__name__}; correct it")
         return None if reason is None else _generated(sequence, reason)
@@ -186,6 +189,20 @@ class Engine:
             self._ready.append(result)
         else:
             deliver(result)
+
+
+def _runner(model: GPTJForCausalLM, bounds: Bounds) -> Runner:
+    shape = model.config
+    cache = KVCache(
+        num_layers=shape.n_layer,
+        num_blocks=bounds.num_blocks,
+        num_heads=shape.n_head,
+        block_size_tokens=bounds.block_size_tokens,
+        head_dim=shape.head_dim,
+        dtype=model.dtype,
+        device=model.device,
+    )
+    return Runner(model, cache, shape.eos_token_ids)
 
 
 def _is_same_device(wanted: torch.device, found: torch.device) -> bool:

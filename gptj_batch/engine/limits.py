@@ -2,27 +2,42 @@
 
 from collections.abc import Sequence as Ordered
 from dataclasses import dataclass
+from typing import Final
 
 from gptj_batch.errors import shorten
-from gptj_batch.requests import AnyRequest, LabelRequest, Request
+from gptj_batch.model_folder import Head
+from gptj_batch.requests import AnyRequest, ClassifyRequest, HeadRequest, LabelRequest, Request, SpanRequest
+
+HEAD_OF: Final[dict[type[AnyRequest], Head]] = {
+    Request: "causal-lm",
+    LabelRequest: "causal-lm",
+    ClassifyRequest: "sequence-classification",
+    SpanRequest: "question-answering",
+}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Limits:
-    """The bounds that the model and the whole KV cache put on a single request."""
+    """The bounds that the model, its head and the whole KV cache put on a single request."""
 
     vocab_size: int
     n_positions: int
     cache_tokens: int
+    head: Head = "causal-lm"
 
     def refuse(self, request: AnyRequest) -> str | None:
         """Return why `request` can never run, or None: the rule, the values found, what to do."""
+        if HEAD_OF[type(request)] != self.head:
+            return (
+                f"a {type(request).__name__} needs a model with a {HEAD_OF[type(request)]} head, and this one has a "
+                f"{self.head} head; load the checkpoint that was trained for it"
+            )
         problem = self._refuse_tokens("prompt_token_ids", request.prompt_token_ids)
         if problem is not None:
             return problem
-        if isinstance(request, LabelRequest):
-            return self._refuse_labels(request)
-        return self._refuse_length(request)
+        if isinstance(request, Request):
+            return self._refuse_length(request)
+        return self._refuse_labels(request) if isinstance(request, LabelRequest) else self._refuse_prompt(request)
 
     def _refuse_tokens(self, name: str, token_ids: Ordered[int]) -> str | None:
         if len(token_ids) == 0:
@@ -53,6 +68,20 @@ class Limits:
                 f"prompt tokens + max_new_tokens must fit the KV cache ({self.cache_tokens} tokens), got {found}; "
                 "enlarge the cache (kv_cache_gb, or EngineConfig's kv_cache_bytes or num_blocks), truncate the prompt "
                 "or lower max_new_tokens"
+            )
+        return None
+
+    def _refuse_prompt(self, request: HeadRequest) -> str | None:
+        num_prompt_tokens = len(request.prompt_token_ids)
+        if num_prompt_tokens > self.n_positions:
+            return (
+                f"prompt tokens must not exceed n_positions ({self.n_positions}), got {num_prompt_tokens}; "
+                "truncate the prompt"
+            )
+        if isinstance(request, SpanRequest) and not 0 <= request.first_token < num_prompt_tokens:
+            return (
+                f"first_token must be the place of one of the {num_prompt_tokens} prompt tokens, got "
+                f"{request.first_token}"
             )
         return None
 

@@ -3,9 +3,16 @@
 from gptj_batch.model.backbone import GPTJModel, GPTJPreTrainedModel
 from gptj_batch.model.cache import DynamicCache
 from gptj_batch.model.config import GPTJConfig
-from gptj_batch.model.heads import GPTJForCausalLM, GPTJForQuestionAnswering, GPTJForSequenceClassification
+from gptj_batch.model.heads import (
+    MODEL_CLASSES,
+    GPTJForCausalLM,
+    GPTJForQuestionAnswering,
+    GPTJForSequenceClassification,
+    HeadModel,
+)
 
 __all__ = [
+    "MODEL_CLASSES",
     "DynamicCache",
     "GPTJConfig",
     "GPTJForCausalLM",
@@ -13,4 +20,5 @@ __all__ = [
     "GPTJForSequenceClassification",
     "GPTJModel",
     "GPTJPreTrainedModel",
+    "HeadModel",
 ]

@@ -3,7 +3,7 @@
 Shape letters: see gptj_batch.model.rotary.
 """
 
-from typing import Any, cast
+from typing import Any, Final, cast
 
 import torch
 import torch.nn.functional as F
@@ -20,6 +20,7 @@ from gptj_batch.model.outputs import (
     QuestionAnsweringModelOutput,
     SequenceClassifierOutputWithPast,
 )
+from gptj_batch.model_folder import Head
 
 IGNORED_LABEL = -100
 
@@ -214,6 +215,14 @@ class GPTJForQuestionAnswering(GPTJPreTrainedModel):
             loss = (_span_loss(start_logits, start_positions) + _span_loss(end_logits, end_positions)) / 2
         output = QuestionAnsweringModelOutput(loss, start_logits, end_logits, body.hidden_states, body.attentions)
         return _as_asked(output, self.config, return_dict)
+
+
+HeadModel = GPTJForCausalLM | GPTJForSequenceClassification | GPTJForQuestionAnswering
+MODEL_CLASSES: Final[dict[Head, type[HeadModel]]] = {
+    "causal-lm": GPTJForCausalLM,
+    "sequence-classification": GPTJForSequenceClassification,
+    "question-answering": GPTJForQuestionAnswering,
+}
 
 
 def next_token_loss(logits: Tensor, labels: Tensor) -> Tensor:

@@ -3,7 +3,7 @@
 import pyarrow as pa
 
 from gptj_batch.records.schema import append
-from gptj_batch.stages.columns import ERROR, RAW
+from gptj_batch.stages.columns import ERROR, NOTES, RAW
 from gptj_batch.stages.tokenize import load_tokenizer
 from gptj_batch.tasks.base import ERROR_COLUMN, Task
 
@@ -18,8 +18,10 @@ class DecodeStage:
 
     def __call__(self, table: pa.Table) -> pa.Table:
         """Return the table with the columns in place of the packed results."""
-        columns = self._task.columns(table.column(RAW).to_pylist(), load_tokenizer(*self._model))
+        columns = self._task.columns(
+            table.column(RAW).to_pylist(), table.column(NOTES).to_pylist(), load_tokenizer(*self._model)
+        )
         columns.append(table.column(ERROR).combine_chunks())
         fields = [*self._task.adds, pa.field(ERROR_COLUMN, pa.string())]
         named = [field.with_name(self._prefix + field.name) for field in fields]
-        return append(table.drop_columns([RAW]), pa.table(columns, schema=pa.schema(named)))
+        return append(table.drop_columns([RAW, NOTES]), pa.table(columns, schema=pa.schema(named)))

@@ -7,13 +7,14 @@ import pyarrow as pa
 
 from gptj_batch.backends.base import Backend
 from gptj_batch.backends.factory import make_backend
-from gptj_batch.model_folder import resolve_folder
+from gptj_batch.model_folder import Head, resolve_folder
 from gptj_batch.requests import AnyRequest
 from gptj_batch.results import AnyResult, Failed, Generated
 from gptj_batch.stages.columns import (
     BACKEND_FACTS,
     ERROR,
     KEY,
+    NOTES,
     NUM_GENERATED_TOKENS,
     NUM_PROMPT_TOKENS,
     PROMPT_TOKEN_IDS,
@@ -46,7 +47,7 @@ class InferStage:
     def __init__(self, task: Task, replica: ReplicaSettings) -> None:
         self._task = task
         self._requests = task.request_maker(load_tokenizer(replica.model_path, replica.revision))
-        self._backend = _start(replica)
+        self._backend = _start(replica, task.head)
         self._facts = json.dumps(self._backend.describe()).encode()
 
     def __call__(self, table: pa.Table) -> pa.Table:
@@ -70,9 +71,10 @@ class InferStage:
         rows: list[tuple[int, int]] = []
         requests: list[AnyRequest] = []
         keys = strings(table, KEY)
+        notes = table.column(NOTES).to_pylist()
         for row, token_ids in enumerate(table.column(PROMPT_TOKEN_IDS).to_pylist()):
             if token_ids is not None:
-                of_row = self._requests.requests(str(keys[row]), token_ids)
+                of_row = self._requests.requests(str(keys[row]), token_ids, notes[row])
                 rows.append((row, len(of_row)))
                 requests.extend(of_row)
         return rows, requests
@@ -85,7 +87,7 @@ class InferStage:
         return (None, failed.error) if failed is not None else (self._task.pack(results), None)
 
 
-def _start(replica: ReplicaSettings) -> Backend:
+def _start(replica: ReplicaSettings, head: Head) -> Backend:
     if replica.kind != "fake":
         import torch
 
@@ -93,7 +95,8 @@ def _start(replica: ReplicaSettings) -> Backend:
         torch.set_num_threads(replica.num_threads)
     return make_backend(
         replica.kind,
-        model_path=resolve_folder(replica.model_path, replica.revision),
+        model_path=resolve_folder(replica.model_path, replica.revision, head),
+        head=head,
         revision=replica.revision,
         dtype=replica.dtype,
         device=replica.device,
@@ -104,7 +107,10 @@ def _start(replica: ReplicaSettings) -> Backend:
 
 
 def _num_prompt(results: list[AnyResult]) -> int:
-    return next((result.num_prompt_tokens for result in results if not isinstance(result, Failed)), 0)
+    """Return the tokens of a row's prompts; the samples of a row have one and the same."""
+    done = [result for result in results if not isinstance(result, Failed)]
+    has_samples = any(isinstance(result, Generated) for result in done)
+    return sum(result.num_prompt_tokens for result in (done[:1] if has_samples else done))
 
 
 def _num_generated(results: list[AnyResult]) -> int:

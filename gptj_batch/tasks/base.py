@@ -1,13 +1,15 @@
 """What the pipeline asks of a task; the spine in `pipelines.build` knows no more of it."""
 
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import pyarrow as pa
 from pydantic import BaseModel, ConfigDict
 
+from gptj_batch.errors import RecordError
+from gptj_batch.model_folder import Head
 from gptj_batch.prompts.tokenizer import Tokenizer
-from gptj_batch.prompts.truncation import TruncationSide
 from gptj_batch.requests import AnyRequest
 from gptj_batch.results import AnyResult
 
@@ -22,16 +24,28 @@ class Settings(BaseModel):
     )
 
 
+@dataclass(frozen=True, kw_only=True)
+class Encoded:
+    """A record's prompt as tokens; `notes` is what the task wants to know of it later, a value of its `notes_type`."""
+
+    token_ids: Sequence[int]
+    num_dropped_tokens: int = 0
+    notes: Any = None
+
+
+class Encoder(Protocol):
+    """Turns records into token ids; made once per process, where the tokenizer is."""
+
+    def __call__(self, records: Sequence[Mapping[str, Any] | RecordError]) -> list[Encoded | RecordError]:
+        """Return each record's tokens, or why there are none."""
+        ...
+
+
 class RequestMaker(Protocol):
     """Turns one row's token ids into the engine's requests; made once per process, where the tokenizer is."""
 
-    @property
-    def reserved_tokens(self) -> int:
-        """Return how many tokens must fit into the context behind the prompt."""
-        ...
-
-    def requests(self, key: str, prompt_token_ids: Sequence[int]) -> list[AnyRequest]:
-        """Return the row's requests, always the same number of them.
+    def requests(self, key: str, prompt_token_ids: Sequence[int], notes: Any = None) -> list[AnyRequest]:
+        """Return the row's requests, one or more.
 
         `key` names the row, and is what sampling draws from besides the seed.
         """
@@ -40,6 +54,11 @@ class RequestMaker(Protocol):
 
 class Task(Protocol):
     """One kind of work. Plain values only, since it is shipped to every worker."""
+
+    @property
+    def head(self) -> Head:
+        """Return the head that the model must have."""
+        ...
 
     @property
     def reads(self) -> frozenset[str]:
@@ -56,17 +75,20 @@ class Task(Protocol):
         """Return the type of what one row's results are packed into between the replica and `columns`."""
         ...
 
+    @property
+    def notes_type(self) -> pa.DataType:
+        """Return the type of what a row's encoding leaves for `requests` and `columns`; null where that is nothing."""
+        ...
+
     def check_columns(self, names: Collection[str]) -> None:
         """Raise ConfigError where a template uses a column that is not among `names`."""
         ...
 
-    @property
-    def truncate(self) -> TruncationSide:
-        """Return which side of a prompt is cut where it does not fit the context."""
-        ...
+    def encoder(self, tokenizer: Tokenizer, max_context_tokens: int) -> Encoder:
+        """Return what renders and encodes this task's records.
 
-    def prompt(self, record: Mapping[str, Any]) -> str:
-        """Render the record's prompt. Raises RecordError."""
+        Raises ConfigError for settings that the tokenizer, or a context of so many tokens, rules out.
+        """
         ...
 
     def request_maker(self, tokenizer: Tokenizer) -> RequestMaker:
@@ -77,8 +99,11 @@ class Task(Protocol):
         """Return one row's results as a value of `raw_type`. No result is a `Failed`."""
         ...
 
-    def columns(self, raw: Sequence[Any], tokenizer: Tokenizer) -> list[pa.Array]:
-        """Return the columns of `adds`, from one value of `raw_type` a row; None, for a failed row, gives nulls."""
+    def columns(self, raw: Sequence[Any], notes: Sequence[Any], tokenizer: Tokenizer) -> list[pa.Array]:
+        """Return the columns of `adds`, from one value of `raw_type` and one of `notes_type` a row.
+
+        None for a failed row's raw value gives nulls.
+        """
         ...
 
 

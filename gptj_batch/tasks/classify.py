@@ -1,4 +1,4 @@
-"""The task `classify`: one of a list of labels, by the likelihood that the model gives each behind a prompt.
+"""The task `classify` by prompt: one of a list of labels, by the likelihood that the model gives each behind a prompt.
 
 Adds `label`, `label_score` (its probability) and `label_scores` (every label's probability, in the order of `labels`).
 The probabilities are normalised over the labels: p(label) = exp(l_label) / sum over labels of exp(l), where l is the
@@ -8,26 +8,29 @@ Nothing is generated and nothing matched.
 
 import math
 from collections.abc import Collection, Mapping, Sequence
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import pyarrow as pa
 from pydantic import Field, field_validator
 
 from gptj_batch.errors import ConfigError
+from gptj_batch.model_folder import Head
 from gptj_batch.prompts.template import PromptTemplate
 from gptj_batch.prompts.tokenizer import Tokenizer
 from gptj_batch.prompts.truncation import TruncationSide
 from gptj_batch.requests import AnyRequest, LabelRequest
 from gptj_batch.results import AnyResult, Labelled
 from gptj_batch.tasks.base import Settings, column
+from gptj_batch.tasks.prompted import PromptEncoder
 
 
 class ClassifySettings(Settings):
-    """The block `task` of a job of kind `classify`."""
+    """The block `task` of a job of kind `classify`, unless its method is `head`."""
 
+    head: ClassVar[Head] = "causal-lm"
     kind: Literal["classify"]
     method: Literal["prompt"] = "prompt"
-    """`prompt`: by the likelihood of each label's text. (`head`, a trained classifier, is not in this version.)"""
+    """`prompt`: by the likelihood of each label's text; `head`, a trained classifier, has its own settings."""
     prompt: str = Field(min_length=1)
     """Template over the record's columns, e.g. "{{ text }}\\nTopic:"."""
     labels: dict[str, str] | tuple[str, ...] = Field(min_length=2)
@@ -80,6 +83,11 @@ class ClassifyTask:
         return tuple(space + label for label in labels)
 
     @property
+    def head(self) -> Head:
+        """Return the head that is asked."""
+        return self.settings.head
+
+    @property
     def reads(self) -> frozenset[str]:
         """Return the columns of the prompt."""
         return self._template.columns
@@ -96,22 +104,26 @@ class ClassifyTask:
     @property
     def adds(self) -> pa.Schema:
         """Return the columns that the task adds."""
-        return pa.schema(
-            [
-                pa.field("label", pa.string()),
-                pa.field("label_score", pa.float64()),
-                pa.field("label_scores", pa.map_(pa.string(), pa.float64())),
-            ]
-        )
+        return pa.schema([pa.field("label", pa.string()), *SCORE_FIELDS])
 
     @property
     def raw_type(self) -> pa.DataType:
         """Return the packed form: the log-likelihood of each label."""
         return pa.list_(pa.float64())
 
+    @property
+    def notes_type(self) -> pa.DataType:
+        """Return that an encoding leaves nothing else."""
+        return pa.null()
+
     def prompt(self, record: Mapping[str, Any]) -> str:
         """Render the prompt. Raises RecordError."""
         return self._template.render(record)
+
+    def encoder(self, tokenizer: Tokenizer, max_context_tokens: int) -> PromptEncoder:
+        """Return the encoder of prompts. Raises ConfigError where what stands behind them leaves no room."""
+        reserved = self.request_maker(tokenizer).reserved_tokens
+        return PromptEncoder(self.prompt, self.truncate, tokenizer, max_context_tokens, reserved)
 
     def request_maker(self, tokenizer: Tokenizer) -> "ClassifyRequestMaker":
         """Return the maker of requests. Raises ConfigError where a label has no tokens, or two the same."""
@@ -123,21 +135,13 @@ class ClassifyTask:
         assert isinstance(result, Labelled)
         return list(result.label_logprobs)
 
-    def columns(self, raw: Sequence[Any], tokenizer: Tokenizer) -> list[pa.Array]:
+    def columns(self, raw: Sequence[Any], notes: Sequence[Any], tokenizer: Tokenizer) -> list[pa.Array]:
         """Return the added columns."""
         lengths = [len(ids) for ids in tokenizer.encode_batch(list(self.label_texts))]
         if self.settings.likelihood == "sum":
             lengths = [1] * len(lengths)
         scores = [None if row is None else probabilities(row, lengths) for row in raw]
-        best = [None if row is None else max(range(len(row)), key=row.__getitem__) for row in scores]
-        by_name: dict[str, list[Any]] = {
-            "label": [None if index is None else self.labels[index] for index in best],
-            "label_score": [
-                None if row is None or index is None else row[index] for row, index in zip(scores, best, strict=True)
-            ],
-            "label_scores": [None if row is None else list(zip(self.labels, row, strict=True)) for row in scores],
-        }
-        return [column(by_name[field.name], field) for field in self.adds]
+        return label_columns([None if row is None else likeliest(self.labels, row) for row in scores], self.adds)
 
 
 class ClassifyRequestMaker:
@@ -158,9 +162,34 @@ class ClassifyRequestMaker:
         """Return the number of tokens of the longest label."""
         return max(len(ids) for ids in self._label_token_ids)
 
-    def requests(self, key: str, prompt_token_ids: Sequence[int]) -> list[AnyRequest]:
+    def requests(self, key: str, prompt_token_ids: Sequence[int], notes: Any = None) -> list[AnyRequest]:
         """Return the row's one request."""
         return [LabelRequest(key=key, prompt_token_ids=prompt_token_ids, label_token_ids=self._label_token_ids)]
+
+
+SCORE_FIELDS = (
+    pa.field("label_score", pa.float64()),
+    pa.field("label_scores", pa.map_(pa.string(), pa.float64())),
+)
+
+
+class Labelling(NamedTuple):
+    """What one row's label columns hold."""
+
+    label: str | list[str]
+    label_score: float | None
+    label_scores: list[tuple[str, float]]
+
+
+def likeliest(labels: Sequence[str], scores: Sequence[float]) -> Labelling:
+    """Return the label of the highest score, the first of equal ones, with every label's score in their order."""
+    best = max(range(len(scores)), key=scores.__getitem__)
+    return Labelling(labels[best], scores[best], list(zip(labels, scores, strict=True)))
+
+
+def label_columns(rows: Sequence[Labelling | None], schema: pa.Schema) -> list[pa.Array]:
+    """Return the columns `label`, `label_score` and `label_scores`; None gives nulls."""
+    return [column([None if row is None else getattr(row, field.name) for row in rows], field) for field in schema]
 
 
 def probabilities(logprobs: Sequence[float], lengths: Sequence[int]) -> list[float]:

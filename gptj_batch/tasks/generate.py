@@ -6,22 +6,25 @@ with `logprobs`, `generated_logprobs`; with several samples the last three but t
 
 import hashlib
 from collections.abc import Collection, Mapping, Sequence
-from typing import Any, Literal, Self
+from typing import Any, ClassVar, Literal, Self
 
 import pyarrow as pa
 from pydantic import Field, field_validator, model_validator
 
+from gptj_batch.model_folder import Head
 from gptj_batch.prompts.template import PromptTemplate
 from gptj_batch.prompts.tokenizer import Tokenizer
 from gptj_batch.prompts.truncation import TruncationSide
 from gptj_batch.requests import AnyRequest, Request, SamplingParams
 from gptj_batch.results import AnyResult, Generated
 from gptj_batch.tasks.base import Settings, column
+from gptj_batch.tasks.prompted import PromptEncoder
 
 
 class GenerateSettings(Settings):
     """The block `task` of a job of kind `generate`."""
 
+    head: ClassVar[Head] = "causal-lm"
     kind: Literal["generate"]
     prompt: str = Field(min_length=1)
     """Template over the record's columns, e.g. "Summarize: {{ text }}"."""
@@ -79,6 +82,11 @@ class GenerateTask:
         self._template = PromptTemplate(settings.prompt, "task.prompt")
 
     @property
+    def head(self) -> Head:
+        """Return the head that is asked."""
+        return self.settings.head
+
+    @property
     def reads(self) -> frozenset[str]:
         """Return the columns of the prompt."""
         return self._template.columns
@@ -121,9 +129,19 @@ class GenerateTask:
         )
         return pa.list_(sample)
 
+    @property
+    def notes_type(self) -> pa.DataType:
+        """Return that an encoding leaves nothing else."""
+        return pa.null()
+
     def prompt(self, record: Mapping[str, Any]) -> str:
         """Render the prompt. Raises RecordError."""
         return self._template.render(record)
+
+    def encoder(self, tokenizer: Tokenizer, max_context_tokens: int) -> PromptEncoder:
+        """Return the encoder of prompts. Raises ConfigError where what stands behind them leaves no room."""
+        reserved = self.request_maker(tokenizer).reserved_tokens
+        return PromptEncoder(self.prompt, self.truncate, tokenizer, max_context_tokens, reserved)
 
     def request_maker(self, tokenizer: Tokenizer) -> "GenerateRequestMaker":
         """Return the maker of requests."""
@@ -142,7 +160,7 @@ class GenerateTask:
             for sample in samples
         ]
 
-    def columns(self, raw: Sequence[Any], tokenizer: Tokenizer) -> list[pa.Array]:
+    def columns(self, raw: Sequence[Any], notes: Sequence[Any], tokenizer: Tokenizer) -> list[pa.Array]:
         """Return the added columns."""
         stop = StopStrings(self.settings.stop, tokenizer) if self.settings.stop else None
         texts = [None if row is None else [_text(sample, tokenizer, stop) for sample in row] for row in raw]
@@ -173,7 +191,7 @@ class GenerateRequestMaker:
         """Return how many tokens may be generated."""
         return self._settings.max_new_tokens
 
-    def requests(self, key: str, prompt_token_ids: Sequence[int]) -> list[AnyRequest]:
+    def requests(self, key: str, prompt_token_ids: Sequence[int], notes: Any = None) -> list[AnyRequest]:
         """Return one request a sample."""
         return [
             Request(

@@ -1,18 +1,46 @@
 """Which tasks there are."""
 
-from typing import Annotated
+from typing import Annotated, Any
 
-from pydantic import Field
+from pydantic import Discriminator, Tag
 
+from gptj_batch.model_folder import ModelFacts
 from gptj_batch.tasks.base import Task
 from gptj_batch.tasks.classify import ClassifySettings, ClassifyTask
+from gptj_batch.tasks.classify_head import ClassifyHeadSettings, ClassifyHeadTask
+from gptj_batch.tasks.extract import ExtractSettings, ExtractTask
 from gptj_batch.tasks.generate import GenerateSettings, GenerateTask
 
-TaskSettings = Annotated[GenerateSettings | ClassifySettings, Field(discriminator="kind")]
+AnySettings = GenerateSettings | ClassifySettings | ClassifyHeadSettings | ExtractSettings
+BY_HEAD = "classify by head"
 
 
-def make_task(settings: GenerateSettings | ClassifySettings) -> Task:
-    """Return the task that the settings describe. Raises ConfigError for a template that cannot be used."""
+def _tag(values: Any) -> Any:
+    """Return which settings a block of values, or settings that were made, should be."""
+    kind, method = (
+        values.get(name) if isinstance(values, dict) else getattr(values, name, None) for name in ("kind", "method")
+    )
+    return BY_HEAD if (kind, method) == ("classify", "head") else kind
+
+
+TaskSettings = Annotated[
+    Annotated[GenerateSettings, Tag("generate")]
+    | Annotated[ClassifySettings, Tag("classify")]
+    | Annotated[ClassifyHeadSettings, Tag(BY_HEAD)]
+    | Annotated[ExtractSettings, Tag("extract")],
+    Discriminator(_tag),
+]
+
+
+def make_task(settings: AnySettings, model: ModelFacts) -> Task:
+    """Return the task that the settings describe, for a model.
+
+    Raises ConfigError for a template that cannot be used, CheckpointError for a model that cannot.
+    """
     if isinstance(settings, GenerateSettings):
         return GenerateTask(settings)
-    return ClassifyTask(settings)
+    if isinstance(settings, ClassifySettings):
+        return ClassifyTask(settings)
+    if isinstance(settings, ClassifyHeadSettings):
+        return ClassifyHeadTask(settings, model.labels, model.problem_type)
+    return ExtractTask(settings)

@@ -55,7 +55,7 @@ def test_the_installed_wheel_runs_the_demo_from_another_folder(installed: Path) 
     printed = run([bin_folder / "gptj-batch", "demo"], elsewhere)
 
     assert "rows/s" in printed
-    for name in ("classify", "generate"):
+    for name in ("classify", "generate", "extract"):
         folder = elsewhere / "out" / "demo" / name
         report = json.loads((folder / "_gptj_batch" / "run.json").read_text())
         assert (folder / "_SUCCESS").exists()

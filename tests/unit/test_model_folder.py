@@ -9,7 +9,7 @@ from huggingface_hub import constants
 from gptj_batch import model_folder
 from gptj_batch.demo import demo_folder
 from gptj_batch.errors import CheckpointError
-from gptj_batch.model_folder import identity, read_facts, resolve_folder
+from gptj_batch.model_folder import CLASS_NAMES, Head, identity, read_facts, resolve_folder
 
 
 def test_an_existing_folder_wins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -204,3 +204,41 @@ def test_a_home_may_be_written_short(tmp_path: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.setenv("HOME", str(tmp_path))
     (tmp_path / "model").mkdir()
     assert resolve_folder("~/model") == tmp_path / "model"
+
+
+def test_the_demo_has_a_folder_for_each_head() -> None:
+    heads: tuple[Head, ...] = ("causal-lm", "sequence-classification", "question-answering")
+    assert [resolve_folder("demo", head=head) for head in heads] == [demo_folder(head) for head in heads]
+    assert list(CLASS_NAMES) == list(heads)
+
+
+@pytest.mark.parametrize(
+    ("settings", "labels", "problem"),
+    [
+        ({}, ("LABEL_0", "LABEL_1"), "single_label_classification"),
+        ({"num_labels": 3}, ("LABEL_0", "LABEL_1", "LABEL_2"), "single_label_classification"),
+        ({"id2label": {"1": "b", "0": "a"}}, ("a", "b"), "single_label_classification"),
+        ({"id2label": {"0": "a"}}, ("a",), "regression"),
+        ({"id2label": {"0": "a"}, "problem_type": "multi_label_classification"}, ("a",), "multi_label_classification"),
+    ],
+)
+def test_a_classifier_names_its_labels_and_what_it_was_trained_for(
+    tmp_path: Path, settings: dict[str, Any], labels: tuple[str, ...], problem: str
+) -> None:
+    facts = read_facts(write_model(tmp_path, **settings))
+    assert (facts.labels, facts.problem_type) == (labels, problem)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"id2label": {"0": "a", "2": "b"}}, "id2label must give a name to each of 0, 1, 2"),
+        ({"id2label": {"0": 1}}, "id2label must give a name"),
+        ({"id2label": ["a"]}, "id2label must give a name"),
+        ({"num_labels": -1}, "num_labels must be a whole number of at least 1, got -1"),
+        ({"problem_type": "ranking"}, "problem_type must be null or one of regression, .*, got 'ranking'"),
+    ],
+)
+def test_labels_that_cannot_be_are_refused(tmp_path: Path, settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(CheckpointError, match=message):
+        read_facts(write_model(tmp_path, **settings))

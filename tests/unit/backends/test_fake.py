@@ -5,7 +5,18 @@ from typing import Any
 
 import pytest
 
-from gptj_batch import Failed, Generated, Labelled, LabelRequest, Request, SamplingParams
+from gptj_batch import (
+    Classified,
+    ClassifyRequest,
+    Failed,
+    Generated,
+    Labelled,
+    LabelRequest,
+    Request,
+    SamplingParams,
+    SpanLogits,
+    SpanRequest,
+)
 from gptj_batch.backends.fake import FakeBackend
 from gptj_batch.errors import BackendError
 
@@ -61,6 +72,17 @@ def test_labels_get_a_likelihood_each() -> None:
     assert isinstance(result, Labelled)
     assert result.label_logprobs[0] == result.label_logprobs[2] != result.label_logprobs[1]
     assert max(result.label_logprobs) < 0
+
+
+def test_heads_get_a_logit_per_label_or_token() -> None:
+    fake = FakeBackend(num_labels=3)
+    (classified,) = fake.run([ClassifyRequest(key="c", prompt_token_ids=(1, 2))])
+    assert isinstance(classified, Classified) and len(set(classified.logits)) == 3
+    (span,) = fake.run([SpanRequest(key="s", prompt_token_ids=(1, 2, 3), first_token=1)])
+    assert isinstance(span, SpanLogits)
+    assert len(span.start_logits) == len(span.end_logits) == 2 and span.start_logits != span.end_logits
+    (failed,) = fake.run([SpanRequest(key="s", prompt_token_ids=(1, 2, 3), first_token=3)])
+    assert isinstance(failed, Failed)
 
 
 def test_what_an_engine_would_refuse_fails_in_its_place() -> None:

@@ -1,7 +1,8 @@
 import pytest
 
-from gptj_batch import LabelRequest, Request, SamplingParams
+from gptj_batch import ClassifyRequest, LabelRequest, Request, SamplingParams, SpanRequest
 from gptj_batch.engine.limits import Limits
+from gptj_batch.requests import AnyRequest
 
 LIMITS = Limits(vocab_size=100, n_positions=20, cache_tokens=12)
 
@@ -55,3 +56,26 @@ def test_labels_that_cannot_be_scored_are_told_why(
 
 def test_a_long_prompt_is_not_printed() -> None:
     assert len(refuse([10**9] * 1000) or "") < 250
+
+
+CLASSIFIER = Limits(vocab_size=100, n_positions=20, cache_tokens=1, head="sequence-classification")
+READER = Limits(vocab_size=100, n_positions=20, cache_tokens=1, head="question-answering")
+
+
+@pytest.mark.parametrize(
+    ("limits", "request_", "message"),
+    [
+        (CLASSIFIER, ClassifyRequest(key="a", prompt_token_ids=[1] * 20), None),
+        (CLASSIFIER, ClassifyRequest(key="a", prompt_token_ids=[1] * 21), "must not exceed n_positions (20), got 21"),
+        (CLASSIFIER, ClassifyRequest(key="a", prompt_token_ids=[]), "must hold at least one token"),
+        (CLASSIFIER, Request(key="a", prompt_token_ids=[1]), "a Request needs a model with a causal-lm head, and this"),
+        (LIMITS, ClassifyRequest(key="a", prompt_token_ids=[1]), "ClassifyRequest needs a model with a sequence-class"),
+        (READER, SpanRequest(key="a", prompt_token_ids=[1, 2], first_token=1), None),
+        (READER, SpanRequest(key="a", prompt_token_ids=[1, 2], first_token=2), "one of the 2 prompt tokens, got 2"),
+        (READER, SpanRequest(key="a", prompt_token_ids=[1, 2], first_token=-1), "first_token must be the place of one"),
+        (READER, SpanRequest(key="a", prompt_token_ids=[1, 100], first_token=0), "must lie between 0 and 99"),
+    ],
+)
+def test_a_head_takes_its_own_requests(limits: Limits, request_: AnyRequest, message: str | None) -> None:
+    problem = limits.refuse(request_)
+    assert problem is None if message is None else message in (problem or "")

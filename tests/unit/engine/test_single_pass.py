@@ -2,15 +2,15 @@ import pytest
 import torch
 
 from gptj_batch import Failed, Labelled, LabelRequest
-from gptj_batch.engine import single_pass
-from gptj_batch.engine.single_pass import LabelRow, LabelTree, SinglePass
+from gptj_batch.engine.row import Row
+from gptj_batch.engine.single_pass import SinglePass
 from gptj_batch.model import GPTJForCausalLM
 
 LABELS = ((5, 6, 7), (5, 6, 8, 9), (4,), (5,), (5, 6, 7), (2, 6))
 
 
-def make_row(prompt: list[int], labels: tuple[tuple[int, ...], ...] = LABELS, uid: int = 0) -> LabelRow:
-    return LabelRow(uid, LabelRequest(key=str(uid), prompt_token_ids=prompt, label_token_ids=labels))
+def make_row(prompt: list[int], labels: tuple[tuple[int, ...], ...] = LABELS, uid: int = 0) -> Row:
+    return Row(uid, LabelRequest(key=str(uid), prompt_token_ids=prompt, label_token_ids=labels))
 
 
 @torch.no_grad()
@@ -24,26 +24,8 @@ def scores_of(result: Labelled | Failed) -> tuple[float, ...]:
     return result.label_logprobs
 
 
-def test_shared_beginnings_are_held_once_and_last_tokens_not_at_all() -> None:
-    tree = LabelTree.build(LABELS)
-    assert tree.token_ids[1:] == [5, 6, 8, 2]
-    assert tree.parents == [-1, 0, 1, 2, 0]
-    assert tree.depths == [0, 1, 2, 3, 1]
-    assert tree.targets[1] == [(0, 5), (1, 6), (2, 8), (3, 9)]
-    assert tree.targets[0] == tree.targets[4] == [(0, 5), (1, 6), (2, 7)]
-
-
 def test_one_token_labels_add_no_token() -> None:
     assert make_row([1, 2, 3], ((4,), (5,), (6,))).num_tokens == 3
-
-
-def test_a_branch_sees_the_context_its_ancestors_and_itself() -> None:
-    assert LabelTree.build(LABELS).seen(2).int().tolist() == [
-        [1, 1, 1, 0, 0, 0],
-        [1, 1, 1, 1, 0, 0],
-        [1, 1, 1, 1, 1, 0],
-        [1, 1, 0, 0, 0, 1],
-    ]
 
 
 def test_labels_in_a_tree_score_as_each_does_alone(model: GPTJForCausalLM) -> None:
@@ -55,16 +37,6 @@ def test_labels_in_a_tree_score_as_each_does_alone(model: GPTJForCausalLM) -> No
     assert not scorer.has_unfinished
     for uid, prompt in enumerate(prompts):
         assert results[uid] == pytest.approx([score_alone(model, prompt, label) for label in LABELS], abs=1e-5)
-
-
-def test_scores_do_not_depend_on_how_many_rows_the_head_takes_at_a_time(
-    model: GPTJForCausalLM, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(single_pass, "MAX_LOGIT_ROWS", 2)
-    scorer = SinglePass(model, max_step_tokens=100)
-    scorer.add(make_row([3, 4, 5]))
-    expected = [score_alone(model, [3, 4, 5], label) for label in LABELS]
-    assert scores_of(scorer.step()[0][1]) == pytest.approx(expected, abs=1e-5)
 
 
 def test_a_step_keeps_to_its_budget_shortest_first_and_a_longer_row_goes_alone(model: GPTJForCausalLM) -> None:

@@ -166,8 +166,7 @@ def test_whatever_texts_a_job_holds_it_is_resolved_to_the_same(
         ("task.choices=[a, b]", "task.choices: constrained decoding is not in this version; `classify` scores"),
         ("task.regex=a+", "task.regex: constrained decoding is not in this version"),
         ("task.json_schema={type: object}", "task.json_schema: constrained decoding is not in this version"),
-        ("task.kind=extract", "task.kind: extract is not in this version; generate and classify are"),
-        ("task.kind=score", "task.kind: score is not in this version"),
+        ("task.kind=score", "task.kind: score is not in this version; generate, classify and extract are"),
         ("task.kind=embed", "task.kind: embed is not in this version"),
         ("output.partition_by=[label]", "output.partition_by: partitioned output is not in this version"),
         ("output.format=jsonl", "output.format: jsonl output is not in this version; parquet is"),
@@ -182,14 +181,57 @@ def test_what_is_not_in_this_version_says_so(override: str, message: str) -> Non
     ("override", "message"),
     [
         ("task.calibrate=content_free", "calibration is not in this version"),
-        ("task.method=head", "task.method: head is not in this version; use prompt"),
         ("task.top_k=3", "it belongs to `classify` with method head"),
         ("task.text={{ text }}", "it belongs to `classify` with method head"),
         ("task.multi_label_threshold=0.5", "it belongs to `classify` with method head"),
     ],
 )
-def test_what_classify_does_not_have_yet_says_so(override: str, message: str) -> None:
+def test_what_classify_by_prompt_does_not_have_says_so(override: str, message: str) -> None:
     assert message in refusal(SHORT, override)
+
+
+HEAD = SHORT.replace("method: prompt, prompt:", "method: head, text:").replace(
+    ", labels: [World, Sports], likelihood: sum", ""
+)
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("task.labels=[a, b]", "it belongs to `classify` with method prompt; a trained head brings its own labels"),
+        ("task.prompt=x", "it belongs to `generate` and to `classify` with method prompt"),
+        ("task.likelihood=mean", "it belongs to `classify` with method prompt"),
+        ("task.multi_label_threshhold=0.1", "no such setting; did you mean task.multi_label_threshold?"),
+        ("task.multi_label_threshold=2", "must be less than or equal to 1, got 2"),
+        ("task.top_k=0", "must be greater than or equal to 1, got 0"),
+        ("task.method=hed", "task.method: must be prompt or head, got 'hed'"),
+    ],
+)
+def test_what_classify_by_head_does_not_take_says_so(override: str, message: str) -> None:
+    assert message in refusal(HEAD, override)
+
+
+EXTRACT = 'name: x\ninput: {path: a}\ntask: {kind: extract, question: "Who?", context: x}\noutput: {path: out}\n'
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("task.method=prompt", "task.method: prompt is not in this version; head is"),
+        ("task.method=heads", "task.method: must be head, got 'heads'"),
+        ("task.stride=5", "task.stride: no such setting; did you mean task.stride_tokens?"),
+        ("task.max_answer_tokens=0", "must be greater than or equal to 1, got 0"),
+        ("task.question=", "task.question: must be a text, got None"),
+    ],
+)
+def test_what_extract_does_not_take_says_so(override: str, message: str) -> None:
+    assert message in refusal(EXTRACT, override)
+
+
+def test_jobs_with_a_head_survive_being_written_and_read() -> None:
+    for text in (HEAD, EXTRACT):
+        job = job_of(text)
+        assert job_of(job.to_yaml()) == job
 
 
 def test_all_of_it_is_said_at_once() -> None:
@@ -201,7 +243,7 @@ def test_all_of_it_is_said_at_once() -> None:
 def test_what_asks_for_nothing_is_let_through_and_is_no_setting(setting: str) -> None:
     block, name = setting.split(".")
     for value in LATER[setting][0]:
-        values = parse_job(SHORT if block == "task" else GENERATE, "job.yaml")
+        values = parse_job(EXTRACT if name in ("prompt", "labels", "likelihood") else SHORT, "job.yaml")
         values.values.setdefault(block, {})[name] = value
         assert name not in check_job(values).model_dump().get(block, {})
 

@@ -209,6 +209,42 @@ def test_a_checkpoint_with_another_head_is_refused(make_job: MakeJob, own_model:
     assert prepare(make_job(model={"path": str(own_model)}, backend={"kind": "fake"})), "the fake reads no weights"
 
 
+CLASSIFY_HEAD = {"kind": "classify", "method": "head", "text": "{{ text }}"}
+EXTRACT = {"kind": "extract", "question": "Who?", "context": "{{ text }}", "max_question_tokens": 20}
+
+
+@pytest.mark.parametrize(
+    ("task", "needed"),
+    [
+        (CLASSIFY_HEAD, r"task\.kind classify with method head needs a GPTJForSequenceClassification"),
+        (EXTRACT, r"task\.kind extract with method head needs a GPTJForQuestionAnswering"),
+    ],
+)
+def test_a_head_is_not_found_in_a_language_model(
+    make_job: MakeJob, own_model: Path, task: dict[str, Any], needed: str
+) -> None:
+    job = make_job(task=task, model={"path": str(own_model)}, backend={"kind": "native"})
+    with pytest.raises(CheckpointError, match=needed):
+        prepare(job)
+    change_config(own_model, architectures=[needed.split()[-1]])
+    assert prepare(job)
+
+
+def test_the_columns_of_a_classifier_are_those_of_its_checkpoint(make_job: MakeJob, own_model: Path) -> None:
+    job = make_job(task=CLASSIFY_HEAD, model={"path": str(own_model)})
+    assert prepare(job).task.adds.names == ["label", "label_score", "label_scores"]
+    change_config(own_model, problem_type="regression", id2label={"0": "stars"})
+    assert prepare(job).task.adds.names == ["value"]
+    change_config(own_model, id2label={"0": "a", "1": "b"})
+    with pytest.raises(CheckpointError, match="a regression of 2 values"):
+        prepare(job)
+
+
+def test_a_question_must_leave_room_in_the_context(make_job: MakeJob) -> None:
+    with pytest.raises(ConfigError, match=r"task\.max_question_tokens: 64 leave no room.*context of 64"):
+        prepare(make_job(task={**EXTRACT, "max_question_tokens": 64}))
+
+
 def test_a_checkpoint_that_names_no_class_may_be_one(make_job: MakeJob, own_model: Path) -> None:
     change_config(own_model, architectures=None)
     assert prepare(make_job(model={"path": str(own_model)}, backend={"kind": "native"}))

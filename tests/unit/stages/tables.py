@@ -17,6 +17,8 @@ from gptj_batch.stages.read import ReadStage
 from gptj_batch.stages.tokenize import TokenizeStage
 from gptj_batch.tasks.base import Task
 from gptj_batch.tasks.classify import ClassifySettings, ClassifyTask
+from gptj_batch.tasks.classify_head import ClassifyHeadSettings, ClassifyHeadTask
+from gptj_batch.tasks.extract import ExtractSettings, ExtractTask
 from gptj_batch.tasks.generate import GenerateSettings, GenerateTask
 
 POSITIONS = 64
@@ -33,6 +35,18 @@ def generate(**settings: Any) -> GenerateTask:
 def classify(**settings: Any) -> ClassifyTask:
     values = {"kind": "classify", "prompt": "{{ text }}\nTopic:", "labels": ["World", "Sports", "news"], **settings}
     return ClassifyTask(ClassifySettings.model_validate(values))
+
+
+def classify_head(**settings: Any) -> ClassifyHeadTask:
+    values = {"kind": "classify", "method": "head", "text": "{{ text }}", **settings}
+    labels = ("LABEL_0", "LABEL_1")
+    return ClassifyHeadTask(ClassifyHeadSettings.model_validate(values), labels, "single_label_classification")
+
+
+def extract(**settings: Any) -> ExtractTask:
+    question = '{{ "?" * (text | length) }}'  # too long for the long text
+    values = {"kind": "extract", "question": question, "context": "{{ text }}", "max_question_tokens": 20, **settings}
+    return ExtractTask(ExtractSettings.model_validate(values))
 
 
 def records(texts: Sequence[str | None] = TEXTS) -> pa.Table:

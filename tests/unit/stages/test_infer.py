@@ -10,6 +10,7 @@ from gptj_batch.stages.columns import (
     BACKEND_FACTS,
     ERROR,
     KEY,
+    NOTES,
     NUM_DROPPED_TOKENS,
     NUM_GENERATED_TOKENS,
     NUM_PROMPT_TOKENS,
@@ -20,12 +21,14 @@ from gptj_batch.stages.columns import (
 )
 from gptj_batch.stages.infer import InferStage
 from gptj_batch.tasks.base import Task
-from stages.tables import GOOD, classify, generate, infer, records, replica, tokenized
+from stages.tables import GOOD, classify, classify_head, extract, generate, infer, records, replica, tokenized
 
 TASKS = {
     "generate": generate(),
     "samples": generate(num_samples=3, temperature=1.0, logprobs=True),
     "classify": classify(),
+    "classify by head": classify_head(),
+    "extract": extract(),
 }
 
 
@@ -70,6 +73,24 @@ def test_one_failed_sample_fails_its_row(tmp_path: Path, model_folder: Path) -> 
     assert column(after, NUM_GENERATED_TOKENS) == [4, 12]
 
 
+def test_all_windows_of_a_context_are_counted(tmp_path: Path, model_folder: Path) -> None:
+    task = extract(question="Who?")
+    before = tokenized(tmp_path, task, records(["a", "x" * 100]), model_folder)
+    after = infer(task, model_folder)(before)
+    short, long = (len(ids) for ids in column(before, PROMPT_TOKEN_IDS))
+    counted = column(after, NUM_PROMPT_TOKENS)
+    assert counted[0] == short
+    assert counted[1] > long, "the question and the overlap more than once"
+    assert [len(raw) for raw in column(after, RAW)] == [1, len(column(after, NOTES)[1]["windows"])]
+
+
+def test_one_failed_window_fails_its_row(tmp_path: Path, model_folder: Path) -> None:
+    task = extract(question="Who?")
+    table = tokenized(tmp_path, task, records(["x" * 100, "b"]), model_folder)
+    after = infer(task, model_folder, "rows.parquet:0#1")(table)
+    assert column(after, ERROR) == ["no luck with rows.parquet:0#1", None]
+
+
 def test_a_failed_classification_is_an_error_too(tmp_path: Path, model_folder: Path) -> None:
     table = tokenized(tmp_path, classify(), records(["a", "b"]), model_folder)
     after = infer(classify(), model_folder, "rows.parquet:1")(table)
@@ -96,7 +117,7 @@ def test_the_schema_is_the_same_whatever_the_rows(
     full = stage(tokenized(tmp_path, task, records(), model_folder))
     assert table.num_rows == len(texts)
     assert table.schema.equals(full.schema, check_metadata=True)
-    internal = [KEY, UNIT, NUM_DROPPED_TOKENS, RAW, NUM_PROMPT_TOKENS, NUM_GENERATED_TOKENS, ERROR]
+    internal = [KEY, UNIT, NUM_DROPPED_TOKENS, NOTES, RAW, NUM_PROMPT_TOKENS, NUM_GENERATED_TOKENS, ERROR]
     assert table.schema.names == ["id", "text", *internal]
     assert table.schema.field(RAW).type == task.raw_type
 

@@ -5,10 +5,10 @@ import pyarrow as pa
 import pytest
 
 from gptj_batch.prompts.tokenizer import Tokenizer
-from gptj_batch.stages.columns import ERROR, KEY, NUM_DROPPED_TOKENS, PROMPT_TOKEN_IDS, UNIT, without_internal
+from gptj_batch.stages.columns import ERROR, KEY, NOTES, NUM_DROPPED_TOKENS, PROMPT_TOKEN_IDS, UNIT, without_internal
 from gptj_batch.stages.tokenize import ENCODE_ROWS, load_tokenizer
 from gptj_batch.tasks.base import Task
-from stages.tables import GOOD, POSITIONS, TEXTS, classify, generate, records, tokenized
+from stages.tables import GOOD, POSITIONS, TEXTS, classify, classify_head, extract, generate, records, tokenized
 
 
 def column(table: pa.Table, name: str) -> list[Any]:
@@ -16,7 +16,7 @@ def column(table: pa.Table, name: str) -> list[Any]:
     return values
 
 
-@pytest.mark.parametrize("task", [generate(), classify()], ids=["generate", "classify"])
+@pytest.mark.parametrize("task", [generate(), classify(), classify_head(), extract()])
 def test_every_row_has_token_ids_or_an_error(tmp_path: Path, model_folder: Path, task: Task) -> None:
     table = tokenized(tmp_path, task, records(), model_folder)
     assert without_internal(table).equals(records())
@@ -90,7 +90,7 @@ def test_a_prompt_without_columns_is_the_same_for_every_row(tmp_path: Path, mode
 def test_the_schema_is_the_same_whatever_the_rows(tmp_path: Path, model_folder: Path, texts: list[str | None]) -> None:
     table = tokenized(tmp_path, generate(), records(texts), model_folder)
     assert table.num_rows == len(texts)
-    assert table.schema.names == ["id", "text", KEY, UNIT, PROMPT_TOKEN_IDS, NUM_DROPPED_TOKENS, ERROR]
+    assert table.schema.names == ["id", "text", KEY, UNIT, PROMPT_TOKEN_IDS, NUM_DROPPED_TOKENS, NOTES, ERROR]
     assert table.schema.equals(tokenized(tmp_path, generate(), records(), model_folder).schema, check_metadata=True)
 
 

@@ -31,7 +31,7 @@ def labelled(*logprobs: float) -> Labelled:
 def columns(of: ClassifyTask, rows: Sequence[Labelled | None], tokenizer: Tokenizer) -> dict[str, list[Any]]:
     """What the rows' results become, by way of the Arrow array that they travel in."""
     raw = pa.array([None if row is None else of.pack([row]) for row in rows], type=of.raw_type)
-    arrays = of.columns(raw.to_pylist(), tokenizer)
+    arrays = of.columns(raw.to_pylist(), [None] * len(raw), tokenizer)
     assert [array.type for array in arrays] == [field.type for field in of.adds]
     return {field.name: array.to_pylist() for field, array in zip(of.adds, arrays, strict=True)}
 

@@ -1,0 +1,137 @@
+from pathlib import Path
+
+import pytest
+import torch
+
+from gptj_batch import Classified, ClassifyRequest, Failed, Labelled, LabelRequest, SpanLogits, SpanRequest
+from gptj_batch.backends import make_backend
+from gptj_batch.engine import Engine, EngineConfig, readers
+from gptj_batch.engine.row import Row
+from gptj_batch.engine.single_pass import SinglePass
+from gptj_batch.errors import CheckpointError
+from gptj_batch.model import (
+    MODEL_CLASSES,
+    GPTJConfig,
+    GPTJForCausalLM,
+    GPTJForQuestionAnswering,
+    GPTJForSequenceClassification,
+    HeadModel,
+)
+from gptj_batch.requests import HeadRequest, Request
+from gptj_batch.results import HeadResult
+
+PROMPTS = ([3, 4, 5, 6, 7, 8], [9], [10, 11, 12], [20] * 17)
+
+
+def headed(kind: type[HeadModel], model: GPTJForCausalLM, **settings: int) -> HeadModel:
+    torch.manual_seed(1)
+    made = kind(GPTJConfig(**{**model.config.to_dict(), **settings})).eval()
+    made.transformer.load_state_dict(model.transformer.state_dict())
+    return made
+
+
+@pytest.fixture(scope="module")
+def classifier(model: GPTJForCausalLM) -> HeadModel:
+    return headed(GPTJForSequenceClassification, model, num_labels=5)
+
+
+@pytest.fixture(scope="module")
+def reader(model: GPTJForCausalLM) -> HeadModel:
+    return headed(GPTJForQuestionAnswering, model)
+
+
+def answers(model: HeadModel, requests: list[HeadRequest], max_step_tokens: int = 100) -> list[HeadResult | Failed]:
+    waiting = SinglePass(model, max_step_tokens)
+    for uid, request in enumerate(requests):
+        waiting.add(Row(uid, request))
+    found: dict[int, HeadResult | Failed] = {}
+    while waiting.has_unfinished:
+        found |= {row.uid: result for row, result in waiting.step()}
+    return [found[uid] for uid in range(len(requests))]
+
+
+def test_every_head_has_a_class() -> None:
+    assert [kind.__name__ for kind in MODEL_CLASSES.values()] == [
+        "GPTJForCausalLM",
+        "GPTJForSequenceClassification",
+        "GPTJForQuestionAnswering",
+    ]
+
+
+def test_scores_do_not_depend_on_how_many_rows_the_head_takes_at_a_time(
+    model: GPTJForCausalLM, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    request = LabelRequest(key="a", prompt_token_ids=[3, 4, 5], label_token_ids=((5, 6, 7), (5, 6, 8, 9), (4,)))
+    (whole,) = answers(model, [request])
+    monkeypatch.setattr(readers, "MAX_LOGIT_ROWS", 2)
+    (piecewise,) = answers(model, [request])
+    assert isinstance(whole, Labelled) and isinstance(piecewise, Labelled)
+    assert piecewise.label_logprobs == pytest.approx(whole.label_logprobs, abs=1e-5)
+
+
+@pytest.mark.parametrize("max_step_tokens", [1, 8, 100])
+def test_a_classifier_reads_the_last_token_of_every_row(classifier: HeadModel, max_step_tokens: int) -> None:
+    results = answers(classifier, [ClassifyRequest(key="a", prompt_token_ids=p) for p in PROMPTS], max_step_tokens)
+    for prompt, result in zip(PROMPTS, results, strict=True):
+        assert isinstance(result, Classified) and result.num_prompt_tokens == len(prompt)
+        with torch.no_grad():
+            expected = classifier(torch.tensor([prompt])).logits[0].tolist()
+        assert result.logits == pytest.approx(expected, abs=1e-5)
+
+
+@pytest.mark.parametrize("max_step_tokens", [1, 8, 100])
+def test_spans_are_read_from_the_first_token_asked_for(reader: HeadModel, max_step_tokens: int) -> None:
+    requests = [SpanRequest(key="a", prompt_token_ids=p, first_token=len(p) // 2) for p in PROMPTS]
+    for request, result in zip(requests, answers(reader, list(requests), max_step_tokens), strict=True):
+        assert isinstance(result, SpanLogits)
+        with torch.no_grad():
+            dense = reader(torch.tensor([request.prompt_token_ids]))
+        assert result.start_logits == pytest.approx(dense.start_logits[0, request.first_token :].tolist(), abs=1e-5)
+        assert result.end_logits == pytest.approx(dense.end_logits[0, request.first_token :].tolist(), abs=1e-5)
+
+
+def test_what_is_not_finite_fails_alone(classifier: HeadModel, reader: HeadModel) -> None:
+    for model, kind in ((classifier, ClassifyRequest), (reader, SpanRequest)):
+        more = {"first_token": 0} if kind is SpanRequest else {}
+        requests = [kind(key="a", prompt_token_ids=ids, **more) for ids in ([3, 4], [3, 60])]
+        weight = model.transformer.wte.weight
+        with torch.no_grad():
+            kept = weight[60].clone()
+            weight[60] = torch.nan
+            good, bad = answers(model, requests)
+            weight[60] = kept
+        assert not isinstance(good, Failed)
+        assert isinstance(bad, Failed) and "not finite; try a wider dtype" in bad.error
+
+
+def test_an_engine_without_a_language_model_has_no_cache_and_refuses_to_generate(classifier: HeadModel) -> None:
+    engine = Engine(classifier, EngineConfig(max_step_tokens=10, kv_cache_bytes=1))
+    assert engine.runner is None
+    good, generate, label = engine.run(
+        [
+            ClassifyRequest(key="a", prompt_token_ids=[3, 4]),
+            Request(key="b", prompt_token_ids=[3]),
+            LabelRequest(key="c", prompt_token_ids=[3], label_token_ids=((4,),)),
+        ]
+    )
+    assert isinstance(good, Classified) and not engine.has_unfinished
+    for refused in (generate, label):
+        assert isinstance(refused, Failed) and "needs a model with a causal-lm head" in refused.error
+
+
+def test_a_request_of_a_head_can_be_cancelled(reader: HeadModel) -> None:
+    engine = Engine(reader)
+    engine.add(SpanRequest(key="a", prompt_token_ids=[3, 4], first_token=0))
+    assert engine.cancel("a") and not engine.has_unfinished
+
+
+def test_a_backend_loads_the_head_it_is_asked_for(classifier: HeadModel, tmp_path: Path) -> None:
+    classifier.save_pretrained(tmp_path)
+    backend = make_backend("native", model_path=tmp_path, head="sequence-classification", dtype="float32", device="cpu")
+    request = ClassifyRequest(key="a", prompt_token_ids=[3, 4])
+    (result,) = backend.run([request])
+    assert result == answers(classifier, [request])[0]
+    assert backend.describe()["dtype"] == "float32" and backend.counts().num_prompt_tokens == 2
+    backend.close()
+    with pytest.raises(CheckpointError, match="lm_head"):
+        make_backend("native", model_path=tmp_path, head="causal-lm", dtype="float32", device="cpu")
