@@ -218,7 +218,7 @@ def test_a_run_that_is_stopped_says_so_and_a_rerun_finishes_it(
         os.killpg(process.pid, number)
     else:
         process.send_signal(number)
-    stopped = outcome(process, timeout_s=60)
+    stopped = outcome(process, timeout_s=120)
     assert stopped.code == code, stopped.stderr
     assert "Traceback" not in stopped.stderr
     assert f"stopped by {number.name}; run the same command again to go on" in stopped.stderr
