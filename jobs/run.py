@@ -24,7 +24,7 @@ from gptj_batch.errors import GPTJBatchError, OutputError
 from gptj_batch.records.progress import pending_units
 from gptj_batch.records.publish import is_complete, publish
 from gptj_batch.stages.resources import plan_replicas
-from gptj_batch.tasks.base import ERROR_COLUMN
+from gptj_batch.tasks.base import ERROR_COLUMN, FREE_TEXT_COLUMNS
 from jobs.cluster import connected, node_resources
 from jobs.failures import Stopped, as_ours, ending, stop_on_signals
 from pipelines.config import Job, load_job
@@ -91,7 +91,8 @@ def _execute(run: Run, pending: NDArray[np.int32], address: str | None) -> Repor
 
 
 def _write_page(run: Run, report: Report) -> None:
-    write_page(report, [run.job.output.prefix + name for name in (*run.task.adds.names, ERROR_COLUMN)])
+    shown = [name for name in (*run.task.adds.names, ERROR_COLUMN) if name not in FREE_TEXT_COLUMNS]
+    write_page(report, [run.job.output.prefix + name for name in shown])
 
 
 def _run_units(run: Run, pending: NDArray[np.int32], progress: Progress) -> dict[str, Any]:

@@ -61,16 +61,9 @@ class ClassifyHeadTask:
         self.labels = tuple(labels)
         self.problem = problem
         self._template = PromptTemplate(settings.text, "task.text")
-
-    @property
-    def head(self) -> Head:
-        """Return the head that is asked."""
-        return self.settings.head
-
-    @property
-    def reads(self) -> frozenset[str]:
-        """Return the columns of the text."""
-        return self._template.columns
+        self.head: Head = settings.head
+        self.reads = self._template.columns
+        self.notes_type = pa.null()  # the encoding of a text leaves nothing to remember
 
     def check_columns(self, names: Collection[str]) -> None:
         """Raise ConfigError where the text uses a column that is not among `names`."""
@@ -88,11 +81,6 @@ class ClassifyHeadTask:
     def raw_type(self) -> pa.DataType:
         """Return the packed form: the logit of each label."""
         return pa.list_(pa.float64())
-
-    @property
-    def notes_type(self) -> pa.DataType:
-        """Return that an encoding leaves nothing else."""
-        return pa.null()
 
     def prompt(self, record: Mapping[str, Any]) -> str:
         """Render the text. Raises RecordError."""

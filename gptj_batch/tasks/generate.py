@@ -80,25 +80,13 @@ class GenerateTask:
     def __init__(self, settings: GenerateSettings) -> None:
         self.settings = settings
         self._template = PromptTemplate(settings.prompt, "task.prompt")
-
-    @property
-    def head(self) -> Head:
-        """Return the head that is asked."""
-        return self.settings.head
-
-    @property
-    def reads(self) -> frozenset[str]:
-        """Return the columns of the prompt."""
-        return self._template.columns
+        self.head: Head = settings.head
+        self.reads = self._template.columns
+        self.notes_type = pa.null()  # the encoding of a prompt leaves nothing to remember
 
     def check_columns(self, names: Collection[str]) -> None:
         """Raise ConfigError where the prompt uses a column that is not among `names`."""
         self._template.check_columns(names)
-
-    @property
-    def truncate(self) -> TruncationSide:
-        """Return which side of a long prompt is cut."""
-        return self.settings.truncate
 
     @property
     def adds(self) -> pa.Schema:
@@ -129,11 +117,6 @@ class GenerateTask:
         )
         return pa.list_(sample)
 
-    @property
-    def notes_type(self) -> pa.DataType:
-        """Return that an encoding leaves nothing else."""
-        return pa.null()
-
     def prompt(self, record: Mapping[str, Any]) -> str:
         """Render the prompt. Raises RecordError."""
         return self._template.render(record)
@@ -141,7 +124,7 @@ class GenerateTask:
     def encoder(self, tokenizer: Tokenizer, max_context_tokens: int) -> PromptEncoder:
         """Return the encoder of prompts. Raises ConfigError where what stands behind them leaves no room."""
         reserved = self.request_maker(tokenizer).reserved_tokens
-        return PromptEncoder(self.prompt, self.truncate, tokenizer, max_context_tokens, reserved)
+        return PromptEncoder(self.prompt, self.settings.truncate, tokenizer, max_context_tokens, reserved)
 
     def request_maker(self, tokenizer: Tokenizer) -> "GenerateRequestMaker":
         """Return the maker of requests."""

@@ -217,3 +217,13 @@ def test_a_refused_configuration_leaves_another_runs_report_alone(
     with pytest.raises(ConfigError):
         run_job(job(folder, model_folder, task={"prompt": "{{ text }} is about"}))
     assert report(folder) == before
+
+
+def test_the_page_of_a_small_run_shows_no_generated_text(folder: Path, model_folder: Path, spine: Spine) -> None:
+    task = {"kind": "generate", "prompt": "{{ text }}", "max_new_tokens": 4}
+    few = job(folder, model_folder, input={"limit": 3})
+    values = {**few.model_dump(mode="json"), "task": task}
+    assert run_job(check_job(JobFile("job.yaml", values))) == 0
+    page = (folder / "out" / "_gptj_batch" / "report.html").read_text()
+    assert "finish_reason" in page
+    assert "generated_text" not in page

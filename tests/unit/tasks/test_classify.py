@@ -85,7 +85,7 @@ def test_a_label_without_tokens_is_refused_with_the_tokenizer() -> None:
 
 def test_the_template_names_the_columns_that_are_read() -> None:
     made = task(truncate="right")
-    assert made.reads == {"text"} and made.truncate == "right"
+    assert made.reads == {"text"} and made.settings.truncate == "right"
     assert made.prompt({"text": "news"}) == "news\nTopic:"
     with pytest.raises(ConfigError, match=r'task\.prompt: the input has no column "text"'):
         made.check_columns(["body"])

@@ -150,7 +150,7 @@ def test_a_row_that_cannot_be_rendered_is_its_own_error() -> None:
 
 def test_the_new_tokens_must_fit_behind_the_prompt() -> None:
     assert task(max_new_tokens=9).request_maker(TOKENIZER).reserved_tokens == 9
-    assert task(truncate="left").truncate == "left"
+    assert task(truncate="left").settings.truncate == "left"
 
 
 # Samples and seeds
