@@ -38,14 +38,17 @@ class PagedAttend:
         Two batched products: at one query per row torch's fused attention on a CPU is 5 to 10 times slower in bf16
         (engine-facts 3.3). The softmax is in float32. Scaling the query first keeps float16 scores in range.
 
-        query: (B, H, D)    returns: (B, H, D)
+        query: (B - padding, H, D)    returns: (B - padding, H, D)
         """
+        num_queries = len(query)
+        if group.num_padding:
+            query = F.pad(query, (0, 0, 0, 0, 0, group.num_padding))
         num_rows, num_heads, head_dim = query.shape
         keys, values = (x.view(num_rows * num_heads, -1, head_dim) for x in self._cache.read(layer, group.pages))
         scores = torch.bmm((query * self._scale).view(-1, 1, head_dim), keys.transpose(1, 2))
         scores = scores.view(num_rows, num_heads, -1).masked_fill_(group.hidden, -torch.inf)
         weights = scores.softmax(-1, dtype=torch.float32).to(values.dtype)
-        return torch.bmm(weights.view(num_rows * num_heads, 1, -1), values).view_as(query)
+        return torch.bmm(weights.view(num_rows * num_heads, 1, -1), values).view_as(query)[:num_queries]
 
     def _prefill(self, layer: int, chunk: PrefillChunk, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         """Let the tokens of one sequence look back; what this step brought need not be read from the cache.

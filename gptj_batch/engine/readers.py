@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from gptj_batch.engine.padding import project
 from gptj_batch.engine.row import Row
 from gptj_batch.model import GPTJForCausalLM, GPTJForQuestionAnswering, GPTJForSequenceClassification, HeadModel
 from gptj_batch.results import Classified, Failed, HeadResult, Labelled, SpanLogits
@@ -64,7 +65,7 @@ class LabelReader:
         nodes, tokens = torch.tensor(targets, device=hidden.device).unbind(-1)
         logprobs = torch.empty(len(targets), dtype=torch.float32, device=hidden.device)
         for first in range(0, len(hidden), MAX_LOGIT_ROWS):
-            logits = self._model.lm_head(hidden[first : first + MAX_LOGIT_ROWS]).float()
+            logits = project(self._model.lm_head, hidden[first : first + MAX_LOGIT_ROWS]).float()
             here = ((nodes >= first) & (nodes < first + MAX_LOGIT_ROWS)).nonzero()[:, 0]
             local = nodes[here] - first
             logprobs[here] = logits[local, tokens[here]] - logits.logsumexp(-1)[local]

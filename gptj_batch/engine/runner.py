@@ -6,6 +6,7 @@ Shape letters: see gptj_batch.engine.
 import torch
 
 from gptj_batch.engine.kv_cache import KVCache
+from gptj_batch.engine.padding import encode, project
 from gptj_batch.engine.paged_attention import PagedAttend
 from gptj_batch.engine.sampling import Choice, choose
 from gptj_batch.engine.scheduler import Step
@@ -28,8 +29,8 @@ class Runner:
         batch = build_step_batch(step, self._cache)
         self._cache.clear(batch.new_blocks)
         attend = PagedAttend(self._cache, batch)
-        hidden = self._model.transformer.encode(batch.token_ids, batch.positions, attend)
+        hidden = encode(self._model.transformer, batch.token_ids, batch.positions, attend)
         if not batch.sequences:
             return []
-        logits = self._model.lm_head(hidden[batch.logit_rows])
+        logits = project(self._model.lm_head, hidden[batch.logit_rows])
         return list(zip(batch.sequences, choose(logits, batch.sequences, self.eos_token_ids), strict=True))

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from gptj_batch.engine.padding import encode
 from gptj_batch.engine.readers import make_reader
 from gptj_batch.engine.row import Row
 from gptj_batch.model import HeadModel
@@ -109,7 +110,10 @@ class SinglePass:
             token_ids += row.context + row.tree.token_ids[1:]
             positions += row.positions
             read += range(len(token_ids) - row.num_read, len(token_ids))
-        hidden = self._model.transformer.encode(
-            torch.tensor(token_ids, device=device), torch.tensor(positions, device=device), TreeAttend(rows, device)
+        hidden = encode(
+            self._model.transformer,
+            torch.tensor(token_ids, device=device),
+            torch.tensor(positions, device=device),
+            TreeAttend(rows, device),
         )
         return self._read(hidden[torch.tensor(read, device=device)], rows)

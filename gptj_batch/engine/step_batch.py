@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from gptj_batch.engine.kv_cache import KVCache
+from gptj_batch.engine.padding import ATTENTION_STEPS_PER_OCTAVE, padded_size
 from gptj_batch.engine.scheduler import Chunk, Step
 from gptj_batch.engine.sequence import Sequence
 
@@ -18,10 +19,12 @@ from gptj_batch.engine.sequence import Sequence
 class DecodeGroup:
     """Rows of one token each, about equally long, that attend together.
 
-    rows: their place in the step    pages: (B * H * M,)    hidden: (B, 1, M * P), True behind a row's last token
+    rows: their place in the step    num_padding: how many of the B rows are none
+    pages: (B * H * M,)    hidden: (B, 1, M * P), True behind a row's last token
     """
 
     rows: slice
+    num_padding: int
     pages: Tensor
     hidden: Tensor
 
@@ -123,12 +126,19 @@ def _fits(chunk: Chunk, width: int) -> bool:
 
 
 def _decode_group(chunks: list[Chunk], first: int, width: int, cache: KVCache) -> DecodeGroup:
+    num_padding = 0
+    if cache.device.type == "cpu":
+        num_padding = padded_size(len(chunks), ATTENTION_STEPS_PER_OCTAVE) - len(chunks)
+        width = padded_size(width, ATTENTION_STEPS_PER_OCTAVE)
     # A short row's table is filled up with its own first block: whatever stands there is its own, and is masked.
-    tables = [_padded(chunk.sequence.block_table, width) for chunk in chunks]
-    lengths = _tensor([chunk.start + 1 for chunk in chunks], cache)
+    # Padding looks where the first row does, and what comes of it is dropped.
+    of_rows = chunks + chunks[:1] * num_padding
+    tables = [_padded(chunk.sequence.block_table, width) for chunk in of_rows]
+    lengths = _tensor([chunk.start + 1 for chunk in of_rows], cache)
     places = torch.arange(width * cache.block_size_tokens, device=cache.device)
     return DecodeGroup(
         rows=slice(first, first + len(chunks)),
+        num_padding=num_padding,
         pages=cache.table_pages(_tensor(tables, cache)),
         hidden=(places >= lengths[:, None])[:, None, :],
     )
