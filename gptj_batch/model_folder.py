@@ -40,7 +40,10 @@ def resolve_folder(path: str | Path, revision: str | None = None, head: Head = "
     if folder.exists():
         raise CheckpointError(f"model path {folder} is a file; give the folder that holds config.json and the weights")
     if not HUB_NAME.fullmatch(str(path)):
-        raise CheckpointError(f"model path {str(path)!r} is neither a folder nor a hub name of the form owner/model")
+        raise CheckpointError(
+            f"model path {str(path)!r} is neither a folder nor a hub name of the form owner/model; check the path, and "
+            "give the folder that holds config.json and the weights"
+        )
     return _download(str(path), revision)
 
 
