@@ -4,7 +4,7 @@ Shape letters: see gptj_batch.engine. Here F is the width of the feed-forward ha
 """
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, cast
 
 import torch
 import torch.nn.functional as F
@@ -12,7 +12,7 @@ from torch import Tensor
 
 from gptj_batch.engine.linear import Linear, LinearFactory
 from gptj_batch.engine.padding import padded_size
-from gptj_batch.model import HeadModel
+from gptj_batch.model import GPTJForCausalLM, HeadModel
 from gptj_batch.model.attention import Attend
 from gptj_batch.model.block import GPTJBlock
 from gptj_batch.model.rotary import angles, rotate
@@ -78,8 +78,9 @@ class Body:
         self.device = model.device
         self._wte = model.transformer.wte
         self._ln_f = model.transformer.ln_f
-        self._layers = [_prepare(block, linears, shape.activation_function) for block in model.transformer.h]
-        self._lm_head = linears.make([model.lm_head]) if hasattr(model, "lm_head") else None
+        blocks = (cast(GPTJBlock, block) for block in model.transformer.h)
+        self._layers = [_prepare(block, linears, shape.activation_function) for block in blocks]
+        self._lm_head = linears.make([model.lm_head]) if isinstance(model, GPTJForCausalLM) else None
         self._pads = model.device.type == "cpu"
         self._cos, self._sin = angles(torch.arange(shape.n_positions, device=model.device), shape.rotary_dim)
 

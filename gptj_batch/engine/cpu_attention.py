@@ -25,7 +25,7 @@ NONE: Final = -1
 class LayerArguments(ctypes.Structure):
     """What the kernel is told; `LayerArguments` in kernels.cpp is the same."""
 
-    _fields_: Final = [
+    _fields_ = [
         *((name, ctypes.c_int32) for name in ("is_bfloat16", "num_writes", "heads", "channels", "rotary")),
         *((name, ctypes.c_int32) for name in ("block_tokens", "num_items", "max_keys", "threads")),
         ("scale", ctypes.c_float),

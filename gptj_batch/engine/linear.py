@@ -7,7 +7,6 @@ from collections.abc import Sequence as Ordered
 from typing import Protocol
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gptj_batch.model.block import ACTIVATION_FUNCTIONS

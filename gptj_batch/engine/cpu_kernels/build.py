@@ -21,12 +21,27 @@ class KernelsUnavailable(Exception):
     """The kernels cannot be built or loaded here; its message says why. Plain torch does the work instead."""
 
 
-@cache
 def load_library() -> ctypes.CDLL:
     """Return the kernels, compiled for this machine's CPU.
 
-    A build takes about two seconds, once a machine, and is kept in ~/.cache/gptj_batch. Raises KernelsUnavailable.
+    A build takes about two seconds, once a machine, and is kept in ~/.cache/gptj_batch. Raises KernelsUnavailable, again
+    and again without trying again.
     """
+    library = _load_once()
+    if isinstance(library, KernelsUnavailable):
+        raise library
+    return library
+
+
+@cache
+def _load_once() -> ctypes.CDLL | KernelsUnavailable:
+    try:
+        return _load()
+    except KernelsUnavailable as error:
+        return error
+
+
+def _load() -> ctypes.CDLL:
     compiler = next(filter(None, map(shutil.which, COMPILERS)), None)
     if compiler is None:
         raise KernelsUnavailable(f"no C++ compiler ({', '.join(COMPILERS)}) was found; install g++")

@@ -41,21 +41,18 @@ Vec splat(float x) { return x - Vec{}; }
 float to_float(uint16_t x) { uint32_t bits = uint32_t(x) << 16; float y; std::memcpy(&y, &bits, 4); return y; }
 float to_float(float x) { return x; }
 
-// Round to nearest, ties to even, as torch does; NaN stays NaN.
-uint16_t to_bf16(float x) {
-    uint32_t bits; std::memcpy(&bits, &x, 4);
-    if ((bits & 0x7fffffffu) > 0x7f800000u) return 0x7fc0;
-    return uint16_t((bits + 0x7fffu + ((bits >> 16) & 1)) >> 16);
-}
-typedef int16_t Half __attribute__((vector_size(32)));
-// The same in each lane, for numbers that are not NaN.
-inline void store_rounded(uint16_t* to, Vec x) {
+// Rounded to the nearest bfloat16, ties to even, as torch does; NaN stays NaN. The upper halves of the lanes hold it.
+inline IVec round_bits(Vec x) {
     const IVec bits = (IVec)x;
-    const Half half = __builtin_convertvector((bits + 0x7fff + ((bits >> 16) & 1)) >> 16, Half);
+    return (x == x) ? bits + 0x7fff + ((bits >> 16) & 1) : IVec{} + 0x7fc00000;
+}
+inline void store_rounded(uint16_t* to, Vec x) {
+    typedef int16_t Half __attribute__((vector_size(32)));
+    const Half half = __builtin_convertvector(round_bits(x) >> 16, Half);
     std::memcpy(to, &half, sizeof half);
 }
 inline void store_rounded(float* to, Vec x) { store(to, x); }
-void assign(uint16_t& to, float x) { to = to_bf16(x); }
+void assign(uint16_t& to, float x) { to = uint16_t(uint32_t(round_bits(splat(x))[0]) >> 16); }
 void assign(float& to, float x) { to = x; }
 
 // acc + a[0] * b[0] + a[1] * b[1] in each lane: a is 16 pairs of bfloat16, b one pair.
@@ -131,21 +128,43 @@ struct Tiles {
     }
 };
 
+// What a single query reads, tile after tile: its keys, its values, the keys of the query that comes next. One query
+// gives the memory nothing to do while it computes, and every tile is a new page: without asking ahead, half as fast.
+template <class E>
+struct Stream {
+    const Tiles<E>*parts[3]; int counts[3];
+    const char* at(int tile) const {
+        for (int part = 0; part < 3; part++) {
+            if (tile < counts[part]) return reinterpret_cast<const char*>((*parts[part])[tile]);
+            tile -= counts[part];
+        }
+        return nullptr;
+    }
+};
+constexpr int AHEAD = 4;  // tiles
+
 // Tokens of one sequence whose keys and values go to one tile.
 struct Write {
     int32_t row, count, slot;
 };
 
+inline void ask_for(const char* tile, size_t offset) {
+    if (tile) __builtin_prefetch(tile + offset, 0, 2);
+}
+
 // Scores of NQ queries against NT tiles.
 template <class E, int NQ, int NT>
-inline void score_tiles(const E* const* query, const Tiles<E>& keys, int tile, float* scores, size_t stride, const Shape& s) {
+inline void score_tiles(const E* const* query, const Tiles<E>& keys, int tile, float* scores, size_t stride, const Shape& s, const Stream<E>* stream) {
     Vec acc[NQ][NT] = {};
     const E* k[NT];
+    const char* ahead[NT];
     for (int t = 0; t < NT; t++) k[t] = keys[tile + t];
+    if constexpr (NQ == 1) for (int t = 0; t < NT; t++) ahead[t] = stream->at(tile + t + AHEAD);
     if constexpr (sizeof(E) == 2) {
         for (int c = 0; c < s.padded; c += 2) {
             IVec key[NT];
             for (int t = 0; t < NT; t++) key[t] = load_pairs(k[t] + c * LANES);
+            if constexpr (NQ == 1) for (int t = 0; t < NT; t++) ask_for(ahead[t], c * LANES * sizeof(E));
             for (int q = 0; q < NQ; q++) {
                 int32_t pair; std::memcpy(&pair, query[q] + c, 4);
                 for (int t = 0; t < NT; t++) acc[q][t] = dot_pairs(acc[q][t], key[t], pair);
@@ -155,6 +174,7 @@ inline void score_tiles(const E* const* query, const Tiles<E>& keys, int tile, f
         for (int c = 0; c < s.padded; c++) {
             Vec key[NT];
             for (int t = 0; t < NT; t++) key[t] = load(k[t] + c * LANES);
+            if constexpr (NQ == 1) for (int t = 0; t < NT; t++) ask_for(ahead[t], c * LANES * sizeof(E));
             for (int q = 0; q < NQ; q++)
                 for (int t = 0; t < NT; t++) acc[q][t] += key[t] * query[q][c];
         }
@@ -165,14 +185,17 @@ inline void score_tiles(const E* const* query, const Tiles<E>& keys, int tile, f
 
 // Weighted values of NQ queries, NC vectors of channels from `channel` on.
 template <class E, int NQ, int NC>
-inline void mix_channels(const E* const* weights, const Tiles<E>& values, int num_keys, int channel, float* out, size_t stride, const Shape& s) {
+inline void mix_channels(const E* const* weights, const Tiles<E>& values, int num_keys, int channel, float* out, size_t stride, const Shape& s, const Stream<E>* stream) {
     Vec acc[NQ][NC] = {};
     for (int tile = 0; tile * LANES < num_keys; tile++) {
         const E* v = values[tile];
         const int count = std::min(LANES, num_keys - tile * LANES);
+        const char* ahead = nullptr;
+        if constexpr (NQ == 1) if (channel == 0) ahead = stream->at(stream->counts[0] + tile + AHEAD);
         if constexpr (sizeof(E) == 2) {
             for (int j = 0; j < count; j += 2) {
                 IVec value[NC];
+                if constexpr (NQ == 1) for (size_t line = 0; line < s.padded * 4u; line += 64) ask_for(ahead, size_t(j) * s.padded * 2 + line);
                 for (int c = 0; c < NC; c++) {
                     value[c] = load_pairs(v + (size_t(j) * s.padded + (channel + c * LANES) * 2));
                     if (j + 1 == count) value[c] &= 0xffff;  // nothing is known of what stands behind the last token
@@ -185,6 +208,7 @@ inline void mix_channels(const E* const* weights, const Tiles<E>& values, int nu
         } else {
             for (int j = 0; j < count; j++) {
                 Vec value[NC];
+                if constexpr (NQ == 1) for (size_t line = 0; line < s.padded * 4u; line += 64) ask_for(ahead, size_t(j) * s.padded * 4 + line);
                 for (int c = 0; c < NC; c++) value[c] = load(v + size_t(j) * s.padded + channel + c * LANES);
                 for (int q = 0; q < NQ; q++)
                     for (int c = 0; c < NC; c++) acc[q][c] += value[c] * weights[q][tile * LANES + j];
@@ -195,15 +219,25 @@ inline void mix_channels(const E* const* weights, const Tiles<E>& values, int nu
         for (int c = 0; c < NC; c++) store(out + q * stride + channel + c * LANES, acc[q][c]);
 }
 
+// Turn the first `rotary` channels, pair by pair, in float32; pass the rest through, and fill up with zeros.
 template <class E>
 void rotate(const E* from, E* to, const float* cosine, const float* sine, const Shape& s) {
-    for (int i = 0; i < s.rotary / 2; i++) {
+    int i = 0;  // pair
+    if constexpr (sizeof(E) == 2)
+        for (; i + LANES <= s.rotary / 2; i += LANES) {
+            const IVec pairs = load_pairs(from + 2 * i);
+            const Vec even = (Vec)(pairs << 16), odd = (Vec)(pairs & int32_t(0xffff0000)), c = load(cosine + i), d = load(sine + i);
+            const IVec first = round_bits(even * c - odd * d), second = round_bits(odd * c + even * d);
+            const IVec both = ((first >> 16) & 0xffff) | (second & int32_t(0xffff0000));
+            std::memcpy(to + 2 * i, &both, sizeof both);
+        }
+    for (; i < s.rotary / 2; i++) {
         const float even = to_float(from[2 * i]), odd = to_float(from[2 * i + 1]);
         assign(to[2 * i], even * cosine[i] - odd * sine[i]);
         assign(to[2 * i + 1], odd * cosine[i] + even * sine[i]);
     }
-    for (int c = s.rotary; c < s.channels; c++) to[c] = from[c];
-    for (int c = s.channels; c < s.padded; c++) to[c] = 0;
+    std::memcpy(to + s.rotary, from + s.rotary, (s.channels - s.rotary) * sizeof(E));
+    std::memset(to + s.channels, 0, (s.padded - s.channels) * sizeof(E));
 }
 
 template <class E>
@@ -239,7 +273,7 @@ struct Call {
     }
 
     template <int NQ>
-    void attend(const Run& run, int first, int head, char* scratch) const {
+    void attend(const Run& run, int first, int head, char* scratch, const Run* next) const {
         const Shape& s = shape;
         const int num_keys = run.keys_of(first + NQ - 1), num_tiles = (num_keys + LANES - 1) / LANES;
         const size_t stride = size_t(num_tiles) * LANES;
@@ -256,22 +290,29 @@ struct Call {
             weight[q] = weights + q * stride;
         }
         const Tiles<E> key_tiles{keys, tables + run.table, &s, head}, value_tiles{values, tables + run.table, &s, head};
+        const Tiles<E> next_tiles{keys, next ? tables + next->table : nullptr, &s, head};
+        const int num_next = NQ == 1 && next ? std::min(AHEAD, (next->keys_of(0) + LANES - 1) / LANES) : 0;
+        const Stream<E> stream{{&key_tiles, &value_tiles, &next_tiles}, {num_tiles, num_tiles, num_next}};
         int tile = 0;
-        for (; tile + 4 <= num_tiles; tile += 4) score_tiles<E, NQ, 4>(query, key_tiles, tile, scores, stride, s);
+        for (; tile + 4 <= num_tiles; tile += 4) score_tiles<E, NQ, 4>(query, key_tiles, tile, scores, stride, s, &stream);
         switch (num_tiles - tile) {
-            case 3: score_tiles<E, NQ, 3>(query, key_tiles, tile, scores, stride, s); break;
-            case 2: score_tiles<E, NQ, 2>(query, key_tiles, tile, scores, stride, s); break;
-            case 1: score_tiles<E, NQ, 1>(query, key_tiles, tile, scores, stride, s);
+            case 3: score_tiles<E, NQ, 3>(query, key_tiles, tile, scores, stride, s, &stream); break;
+            case 2: score_tiles<E, NQ, 2>(query, key_tiles, tile, scores, stride, s, &stream); break;
+            case 1: score_tiles<E, NQ, 1>(query, key_tiles, tile, scores, stride, s, &stream);
         }
         float total[NQ];
         for (int q = 0; q < NQ; q++) total[q] = soften(scores + q * stride, weights + q * stride, num_tiles, run, first + q);
         int channel = 0;
-        for (; channel + 4 * LANES <= s.padded; channel += 4 * LANES) mix_channels<E, NQ, 4>(weight, value_tiles, num_keys, channel, mixed, s.padded, s);
-        for (; channel < s.padded; channel += LANES) mix_channels<E, NQ, 1>(weight, value_tiles, num_keys, channel, mixed, s.padded, s);
+        if constexpr (NQ == 1)
+            for (; channel + 8 * LANES <= s.padded; channel += 8 * LANES) mix_channels<E, 1, 8>(weight, value_tiles, num_keys, channel, mixed, s.padded, s, &stream);
+        for (; channel + 4 * LANES <= s.padded; channel += 4 * LANES) mix_channels<E, NQ, 4>(weight, value_tiles, num_keys, channel, mixed, s.padded, s, &stream);
+        for (; channel < s.padded; channel += LANES) mix_channels<E, NQ, 1>(weight, value_tiles, num_keys, channel, mixed, s.padded, s, &stream);
         for (int q = 0; q < NQ; q++) {
             E* to = out + (run.row + first + q) * out_stride + head * s.channels;
-            const float share = 1.0f / total[q];
-            for (int c = 0; c < s.channels; c++) assign(to[c], mixed[q * s.padded + c] * share);
+            const float share = 1.0f / total[q], *from = mixed + q * s.padded;
+            int c = 0;
+            for (; c + LANES <= s.channels; c += LANES) store_rounded(to + c, load(from + c) * share);
+            for (; c < s.channels; c++) assign(to[c], from[c] * share);
         }
     }
 
@@ -313,13 +354,14 @@ void run_layer(const Call<E>& call, const Write* writes, int num_writes, const R
             for (int i = 0; i < num_items; i++) {
                 const Run& run = runs[items[3 * i]];
                 const int first = items[3 * i + 1];
+                const Run* next = i + 1 < num_items ? &runs[items[3 * i + 3]] : nullptr;
                 switch (items[3 * i + 2]) {
-                    case 1: call.template attend<1>(run, first, head, scratch); break;
-                    case 2: call.template attend<2>(run, first, head, scratch); break;
-                    case 3: call.template attend<3>(run, first, head, scratch); break;
-                    case 4: call.template attend<4>(run, first, head, scratch); break;
-                    case 5: call.template attend<5>(run, first, head, scratch); break;
-                    default: call.template attend<6>(run, first, head, scratch);
+                    case 1: call.template attend<1>(run, first, head, scratch, next); break;
+                    case 2: call.template attend<2>(run, first, head, scratch, next); break;
+                    case 3: call.template attend<3>(run, first, head, scratch, next); break;
+                    case 4: call.template attend<4>(run, first, head, scratch, next); break;
+                    case 5: call.template attend<5>(run, first, head, scratch, next); break;
+                    default: call.template attend<6>(run, first, head, scratch, next);
                 }
             }
         std::free(scratch);
