@@ -64,6 +64,8 @@ class PrefixTree:
         """
         block, parent = table[index], self._nodes[table[index - 1]] if index else self._root
         node = self._nodes.get(block)
+        if node is not None and node.tokens == tokens:
+            return block
         known, num_common = parent.children.closest(tokens)
         if known is not None and known is not node and num_common == len(tokens):
             if node is not None and len(tokens) == self.block_size_tokens:

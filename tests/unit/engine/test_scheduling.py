@@ -22,17 +22,19 @@ OTHER = [1, 1, 2, 0] * (MAX_PROMPT // 4)
 PROMPTS = st.builds(
     lambda base, num_shared, own, is_poisoned: [*base[:num_shared], *own, *([POISON] if is_poisoned else [])],
     st.sampled_from([LONG, OTHER]),
-    st.integers(0, MAX_PROMPT - 5),
+    st.sampled_from([0, 3, 8, 9, 15, 18, 19]),
     st.lists(st.integers(0, 2), min_size=1, max_size=4),
     st.sampled_from([False] * 9 + [True]),
 )
 ACTIONS = st.lists(
     st.one_of(
         st.tuples(st.just("add"), PROMPTS, st.integers(1, MAX_NEW), st.booleans(), st.sampled_from([1, 1, 1, 2, 3])),
+        st.tuples(st.just("add"), PROMPTS, st.just(MAX_NEW), st.just(False), st.just(1)),
         st.tuples(st.just("step"), st.integers(1, 4)),
         st.tuples(st.just("cancel"), st.integers(0, 50)),
     ),
-    max_size=40,
+    min_size=15,
+    max_size=50,
 )
 
 
@@ -84,13 +86,13 @@ class Scenario:
         assert self.results == {uid: result for uid, result in self.expected.items() if uid >= 0}
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=300, deadline=None)
 @given(
     ACTIONS,
     st.integers(MAX_BEAMS, 20),
+    st.integers(2, 6),
     st.integers(1, 6),
-    st.integers(1, 6),
-    st.sampled_from([0, 0, 0, 3, 30]),
+    st.sampled_from([0, 0, 1, 3, 30]),
     st.sampled_from([True, True, True, False]),
 )
 def test_whatever_happens_every_sequence_finds_its_own_tokens_and_everything_finishes(
@@ -101,20 +103,37 @@ def test_whatever_happens_every_sequence_finds_its_own_tokens_and_everything_fin
     num_more_blocks: int,
     prefix_caching: bool,
 ) -> None:
+    """The cache is so small that the largest request just fits into it, or a little larger."""
     bounds = {"max_step_tokens": max_step_tokens, "max_running": max_running, "block_size_tokens": block_size}
-    largest = make_scheduler(**bounds).blocks_for_group(MAX_PROMPT, MAX_NEW, MAX_BEAMS)
-    scenario = Scenario(**bounds, num_blocks=largest + num_more_blocks, prefix_caching=prefix_caching)
-    scenario.run(actions)
+    count = make_scheduler(**bounds).blocks_for_group
+    sizes = [count(len(action[1]), action[2], action[4]) for action in actions if action[0] == "add"]
+    num_blocks = max(sizes, default=1) + num_more_blocks
+    Scenario(**bounds, num_blocks=num_blocks, prefix_caching=prefix_caching).run(actions)
 
 
-@settings(max_examples=100, deadline=None)
-@given(ACTIONS, st.integers(1, 6), st.integers(1, 5))
-def test_a_cache_in_which_a_single_sequence_just_fits_changes_nothing(
-    actions: list[tuple[Any, ...]], max_running: int, block_size: int
+@settings(max_examples=150, deadline=None)
+@given(
+    PROMPTS,
+    st.lists(PROMPTS, min_size=1, max_size=3),
+    st.integers(1, 6),
+    st.integers(2, 3),
+    st.integers(0, 8),
+    st.data(),
+)
+def test_a_group_that_gives_way_to_older_ones_comes_back_whole(
+    prompt: list[int], older: list[list[int]], block_size: int, num_beams: int, num_steps: int, data: st.DataObject
 ) -> None:
-    num_blocks = -(-(MAX_PROMPT + MAX_NEW - 1) // block_size)
-    scenario = Scenario(max_running=max_running, block_size_tokens=block_size, num_blocks=num_blocks)
-    scenario.run([(*action[:4], 1) if action[0] == "add" else action for action in actions])
+    bounds = {"max_step_tokens": data.draw(st.integers(3, 40)), "max_running": 9, "block_size_tokens": block_size}
+    bounds["prefix_caching"] = data.draw(st.booleans())
+    count = make_scheduler(**bounds).blocks_for_group
+    num_now = sum(count(len(other) + data.draw(st.integers(0, 2)), 1, 1) for other in older) + 1
+    scenario = Scenario(**bounds, num_blocks=count(len(prompt), MAX_NEW, num_beams) + num_now)
+    scenario.run([*(("add", other, MAX_NEW, False, 1) for other in older), ("step", 2)])
+    for other in older:
+        scenario.add(other, MAX_NEW, False, 1)
+    scenario.engine.step()
+    scenario.add(prompt, MAX_NEW, True, num_beams)
+    scenario.run([("step", num_steps)])
 
 
 @settings(max_examples=100, deadline=None)
