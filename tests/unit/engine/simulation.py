@@ -80,13 +80,12 @@ class SimulatedEngine:
         seen = self._read(step)
         spoiled = {sequence for sequence, tokens in seen.items() if None in tokens}
         self.scheduler.commit(step, spoiled)
-        self.scheduler.check()
         for group in list(self.scheduler.running):
             members = [sequence for sequence in group.sequences if sequence in seen]
             assert members in ([], group.sequences), "the next tokens of a group are chosen after the same step"
             if members:
                 self._advance(members, bool(spoiled.intersection(members)))
-                self.scheduler.check()
+        self.scheduler.check()
         return step
 
     def _copy(self, step: Step) -> None:
@@ -138,7 +137,6 @@ class SimulatedEngine:
             members = list(group.sequences)
         elif len(members) > 1:
             self.scheduler.reorder(members, next_parents([member.token_ids for member in members]))
-        self.scheduler.check()
         for turn, member in enumerate(members):
             member.append(next_token(member.token_ids, turn))
         if len(first.generated_token_ids) == first.request.sampling.max_new_tokens:

@@ -170,12 +170,12 @@ def test_one_that_is_held_back_does_not_hold_up_those_behind_it() -> None:
     assert shape(run_step(scheduler)) == [(0, 9, 1), (2, 3, 1), (1, 8, 1)]
 
 
-def test_nobody_waits_for_one_that_is_gone() -> None:
-    scheduler = make_scheduler()
-    leader, _ = add_all(scheduler, distinct(0, 40), distinct(0, 9))
-    assert shape(run_step(scheduler)) == [(0, 0, 16)]
-    scheduler.release(leader)
-    assert shape(run_step(scheduler)) == [(1, 0, 9)]
+def test_where_no_block_can_be_spared_for_a_copy_the_tokens_are_computed() -> None:
+    scheduler = make_scheduler(num_blocks=2)
+    add_all(scheduler, distinct(0, 3), max_new_tokens=1)
+    run_step(scheduler)
+    scheduler.add(make_sequence(1, [*distinct(0, 3), 7, 7, 7, 7, 7], max_new_tokens=1))
+    assert shape(run_step(scheduler)) == [(1, 0, 8)]
 
 
 def test_one_that_is_held_back_may_be_cancelled() -> None:
@@ -244,6 +244,29 @@ def test_a_fork_for_which_no_block_is_free_feeds_the_last_tokens_again() -> None
     scheduler.check()
 
 
+def test_a_fork_of_a_fork_is_copied_from_where_the_tokens_are() -> None:
+    scheduler, beams = start_group(num_prompt_tokens=10, num_sequences=2)
+    grandchild = Sequence(2, beams[0].request)
+    scheduler.fork(beams[1], grandchild)
+    scheduler.check()
+    step = scheduler.schedule()
+    assert [copy.source for copy in step.copies] == [beams[0].block_table[2]] * 2
+    assert grandchild.token_ids == beams[1].token_ids
+
+
+def test_what_was_to_be_copied_is_still_there_when_its_owner_has_gone() -> None:
+    scheduler, beams = start_group(num_prompt_tokens=10, num_sequences=2)
+    source = beams[0].block_table[2]
+    scheduler.release(beams[0])
+    scheduler.check()
+    assert not scheduler.pool.is_free(source)
+    step = scheduler.schedule()
+    assert step.copies == [(source, beams[1].block_table[2], 2)]
+    scheduler.commit(step)
+    scheduler.check()
+    assert scheduler.pool.is_free(source)
+
+
 def test_reordering_copies_only_where_two_go_on_from_the_same() -> None:
     scheduler, beams = start_group(num_prompt_tokens=10, num_sequences=3)
     scheduler.commit(scheduler.schedule())
@@ -255,6 +278,48 @@ def test_reordering_copies_only_where_two_go_on_from_the_same() -> None:
     step = scheduler.schedule()
     assert step.copies == [(lasts[0], beams[2].block_table[2], 3)]
     assert scheduler.pool.num_used == 2 + 3
+
+
+def test_what_was_to_be_copied_but_was_not_is_found_by_nobody() -> None:
+    scheduler, beams = start_group(num_prompt_tokens=10, num_sequences=2)
+    scheduler.commit(scheduler.schedule())
+    scheduler.reorder(beams, [0, 0])
+    scheduler.release(beams[1])
+    scheduler.check()
+    scheduler.add(make_sequence(7, [*distinct(0, 10), 50, 7]))
+    assert (7, 10, 2) in shape(scheduler.schedule())
+
+
+@pytest.mark.parametrize("prefix_caching", [True, False])
+def test_a_preempted_group_of_which_nothing_is_cached_any_more_computes_what_it_shares_once(
+    prefix_caching: bool,
+) -> None:
+    scheduler, beams = start_group(num_prompt_tokens=10, num_sequences=3, prefix_caching=prefix_caching)
+    scheduler.commit(scheduler.schedule())
+    for beam in beams:
+        beam.append(60 + beam.uid)
+    scheduler._preempt(beams[0].group)
+    scheduler.pool.free(scheduler.pool.allocate(32))
+    steps = []
+    while not steps or len(steps[-1]) < 3:
+        step = scheduler.schedule()
+        steps.append(shape(step))
+        scheduler.check()
+        scheduler.commit(step)
+        scheduler.check()
+    assert steps == [[(0, 0, 11)], [(1, 10, 1)], [(2, 10, 1)], [(0, 11, 1), (1, 11, 1), (2, 11, 1)]]
+
+
+def test_nobody_waits_for_one_that_is_gone() -> None:
+    scheduler, beams = start_group(num_prompt_tokens=10, num_sequences=3)
+    scheduler._preempt(beams[0].group)
+    scheduler.pool.free(scheduler.pool.allocate(32))
+    scheduler.add(make_sequence(7, distinct(0, 9)))
+    assert shape(run_step(scheduler)) == [(0, 0, 10)], "the other is held back"
+    for beam in beams:
+        scheduler.release(beam)
+    scheduler.check()
+    assert shape(run_step(scheduler)) == [(7, 0, 9)]
 
 
 def test_reordering_to_where_everyone_is_changes_nothing() -> None:

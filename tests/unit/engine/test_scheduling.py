@@ -86,7 +86,7 @@ class Scenario:
         assert self.results == {uid: result for uid, result in self.expected.items() if uid >= 0}
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=150, deadline=None)
 @given(
     ACTIONS,
     st.integers(MAX_BEAMS, 20),
@@ -94,6 +94,7 @@ class Scenario:
     st.integers(1, 6),
     st.sampled_from([0, 0, 1, 3, 30]),
     st.sampled_from([True, True, True, False]),
+    st.booleans(),
 )
 def test_whatever_happens_every_sequence_finds_its_own_tokens_and_everything_finishes(
     actions: list[tuple[Any, ...]],
@@ -102,16 +103,19 @@ def test_whatever_happens_every_sequence_finds_its_own_tokens_and_everything_fin
     block_size: int,
     num_more_blocks: int,
     prefix_caching: bool,
+    has_groups: bool,
 ) -> None:
     """The cache is so small that the largest request just fits into it, or a little larger."""
     bounds = {"max_step_tokens": max_step_tokens, "max_running": max_running, "block_size_tokens": block_size}
     count = make_scheduler(**bounds).blocks_for_group
+    if not has_groups:
+        actions = [(*action[:4], 1) if action[0] == "add" else action for action in actions]
     sizes = [count(len(action[1]), action[2], action[4]) for action in actions if action[0] == "add"]
     num_blocks = max(sizes, default=1) + num_more_blocks
     Scenario(**bounds, num_blocks=num_blocks, prefix_caching=prefix_caching).run(actions)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=80, deadline=None)
 @given(
     PROMPTS,
     st.lists(PROMPTS, min_size=1, max_size=3),
@@ -136,7 +140,7 @@ def test_a_group_that_gives_way_to_older_ones_comes_back_whole(
     scenario.run([("step", num_steps)])
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=50, deadline=None)
 @given(ACTIONS)
 def test_sequences_whose_length_is_known_are_never_preempted(actions: list[tuple[Any, ...]]) -> None:
     scenario = Scenario(num_blocks=30)
