@@ -57,6 +57,7 @@ class CpuPagedAttention:
 
     def plan(self, batch: StepBatch) -> FusedAttend:
         """Prepare a step; see `PagedAttention`."""
+        self._cache.copy(batch.copies)
         runs: list[Ordered[int]] = []
         items: list[Ordered[int]] = []
         writes: list[Ordered[int]] = []

@@ -147,7 +147,8 @@ class Engine:
         if step.chunks:
             assert self.runner is not None, "the limits refuse what this model cannot generate"
             choices = self.runner.run(step)
-            self.scheduler.commit(step)
+            spoiled = {sequence for sequence, choice in choices if not choice.is_finite}
+            self.scheduler.commit(step, spoiled)
             self._postprocess(choices, self.runner.eos_token_ids)
         finished, self._ready = self._ready, []
         return finished

@@ -1,7 +1,7 @@
 """KVCache: the memory that holds keys and values, in blocks.
 
-Shape letters: see gptj_batch.engine. A page is one head's part of a block. How the P tokens of D channels stand in it is
-up to the attention that writes and reads it.
+Shape letters: see gptj_batch.engine. A page is one head's part of a block. How the P tokens of D channels stand in it
+is up to the attention that writes and reads it.
 """
 
 import math
@@ -13,6 +13,11 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
+
+from gptj_batch.engine.block_tables import Copy
+
+COPIES_AT_ONCE = 16
+"""A block of GPT-J 6B holds 7 MiB of keys in half precision, and as much of values: so many pass through at a time."""
 
 
 class KVCache:
@@ -50,11 +55,31 @@ class KVCache:
         if blocks:
             self.values.index_fill_(1, torch.tensor(blocks, device=self.device), 0.0)
 
+    def copy(self, copies: Ordered[Copy]) -> None:
+        """Copy blocks into others, in all layers; no block is a source and a destination."""
+        for first in range(0, len(copies), COPIES_AT_ONCE):
+            some = torch.tensor(copies[first : first + COPIES_AT_ONCE], device=self.device)
+            sources, destinations, _ = some.unbind(1)
+            for memory in (self.keys, self.values):
+                memory.index_copy_(1, destinations, memory.index_select(1, sources))
+
+    def clear_behind(self, copies: Ordered[Copy]) -> None:
+        """Forget the values behind the tokens that were meant when blocks were copied (see `clear`).
+
+        For an attention in whose pages token stands after token.
+        """
+        if copies:
+            _, destinations, num_tokens = torch.tensor(copies, device=self.device).unbind(1)
+            is_behind = torch.arange(self.block_size_tokens, device=self.device) >= num_tokens[:, None]
+            rows, places = is_behind.nonzero(as_tuple=True)
+            self.values[:, destinations[rows], :, places] = 0.0
+
 
 def _empty(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
     """Return memory that nothing was written to; on a CPU in large pages of the operating system where it has them.
 
-    Decoding reads 4 KB here and 4 KB there: with small pages each is a miss in the address cache (1.2 to 1.4 times slower).
+    Decoding reads 4 KB here and 4 KB there: with small pages each is a miss in the address cache, and a read of random
+    tiles 1.2 to 1.4 times slower.
     """
     if device.type != "cpu" or not hasattr(mmap, "MADV_HUGEPAGE"):
         return torch.empty(shape, dtype=dtype, device=device)

@@ -45,6 +45,8 @@ class TorchPagedAttention:
     def plan(self, batch: StepBatch) -> FusedAttend:
         """Prepare a step; see `PagedAttention`."""
         self._cache.clear(batch.new_blocks)
+        self._cache.copy(batch.copies)
+        self._cache.clear_behind(batch.copies)
         return Rotated(_TorchStep(self._cache, batch), len(batch.slots), self._cache.num_heads)
 
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from gptj_batch.engine.block_tables import Copy
 from gptj_batch.engine.scheduler import Chunk, Step
 from gptj_batch.engine.sequence import Sequence
 
@@ -41,7 +42,8 @@ class StepBatch:
     """All that one forward pass reads.
 
     token_ids, positions: (T,), int64    slots: of each row, its place among all the cache's: block * P + offset
-    new_blocks: those that begin with this step    spans: rows of one token first, then those of several
+    new_blocks: those that begin with this step    copies: those that begin as copies of others
+    spans: rows of one token first, then those of several
     logit_rows: (S,), the last token of each of `sequences`, whose next token is to be chosen
     """
 
@@ -49,6 +51,7 @@ class StepBatch:
     positions: Tensor
     slots: list[int]
     new_blocks: list[int]
+    copies: list[Copy]
     spans: list[Span]
     logit_rows: Tensor
     sequences: list[Sequence]
@@ -76,6 +79,7 @@ def build_step_batch(step: Step, block_size_tokens: int, device: torch.device) -
         positions=torch.tensor(positions, device=device),
         slots=slots,
         new_blocks=step.new_blocks,
+        copies=step.copies,
         spans=spans,
         logit_rows=torch.tensor(logit_rows, dtype=torch.int64, device=device),
         sequences=[chunk.sequence for chunk in chunks if chunk.is_last],

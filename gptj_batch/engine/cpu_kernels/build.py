@@ -17,15 +17,15 @@ FLAGS: Final = ("-O3", "-march=native", "-std=c++17", "-fopenmp", "-shared", "-f
 MAX_BUILD_S: Final = 120
 
 
-class KernelsUnavailable(Exception):
+class KernelsUnavailable(Exception):  # noqa: N818 - a state of the machine, met by using torch
     """The kernels cannot be built or loaded here; its message says why. Plain torch does the work instead."""
 
 
 def load_library() -> ctypes.CDLL:
     """Return the kernels, compiled for this machine's CPU.
 
-    A build takes about two seconds, once a machine, and is kept in ~/.cache/gptj_batch. Raises KernelsUnavailable, again
-    and again without trying again.
+    A build takes about two seconds, once a machine, and is kept in ~/.cache/gptj_batch. Raises
+    KernelsUnavailable, again and again without trying again.
     """
     library = _load_once()
     if isinstance(library, KernelsUnavailable):
@@ -84,7 +84,7 @@ def _cache_folder() -> Path:
 
 
 def _fingerprint(compiler: str) -> str:
-    """Return a name for this source, compiled with this compiler for this CPU: a home may be shared by many machines."""
+    """Return a name for this source, compiler and CPU: a home may be shared by many machines."""
     try:
         version = subprocess.run([compiler, "--version"], capture_output=True, check=False, timeout=20).stdout  # noqa: S603
     except (OSError, subprocess.TimeoutExpired):
