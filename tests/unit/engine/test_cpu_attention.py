@@ -1,5 +1,8 @@
 """The C++ attention against a dense one in float64, and against itself, bit for bit, however a prompt is cut."""
 
+import ctypes
+import shutil
+import subprocess
 from dataclasses import replace
 from itertools import pairwise
 
@@ -8,6 +11,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from gptj_batch.engine import cpu_attention
 from gptj_batch.engine.block_tables import Copy
 from gptj_batch.engine.cpu_attention import (
     MAX_QUERIES,
@@ -17,6 +21,7 @@ from gptj_batch.engine.cpu_attention import (
     query_parts,
     tile_parts,
 )
+from gptj_batch.engine.cpu_kernels import build
 from gptj_batch.engine.step_batch import Span
 
 from .kernels_here import needs_kernels
@@ -172,6 +177,30 @@ def test_scores_far_apart_do_not_overflow() -> None:
     sequences = paged([50])
     sequences.projected[0] *= 40.0
     torch.testing.assert_close(fed_in(sequences, [20]).double(), sequences.expected(0), atol=1e-2, rtol=1e-3)
+
+
+@pytest.fixture(scope="module")
+def portable_library(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
+    """Build the kernels for any CPU of this kind: what bfloat16 and wide vectors do here is made of other things."""
+    compiler = next(filter(None, map(shutil.which, build.COMPILERS)))
+    library = tmp_path_factory.mktemp("portable") / "kernels.so"
+    flags = [flag for flag in build.FLAGS if not flag.startswith(("-march", "-O"))]
+    command = [compiler, *flags, "-O1", "-Wall", "-Wextra", "-Wno-psabi", str(build.SOURCE), "-o", str(library)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, ""), "it compiles without a warning"
+    return ctypes.CDLL(str(library))
+
+
+@needs_kernels
+@DTYPES
+def test_a_cpu_without_the_instructions_that_are_here_gives_the_same(
+    dtype: torch.dtype, portable_library: ctypes.CDLL, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cpu_attention, "load_library", lambda: portable_library)
+    shape = replace(SMALL, dtype=dtype)
+    whole = fed_in(paged([50], shape), [])
+    assert_right(paged([50], shape), 0, whole)
+    assert torch.equal(fed_in(paged([50], shape), [1, 2, 20, 21, 33, 48, 49]), whole)
 
 
 @given(start=st.integers(0, 100), num_rows=st.integers(1, 200), row=st.integers(0, 50))
