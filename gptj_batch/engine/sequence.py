@@ -1,6 +1,6 @@
 """Sequence: a request's changing state, from its prompt to its last token."""
 
-from gptj_batch.requests import Request
+from gptj_batch.requests import ConstraintState, Request
 
 
 class Sequence:
@@ -10,6 +10,7 @@ class Sequence:
     token_ids: the prompt and all that was generated.
     num_cached_tokens: how many of them have their keys and values in the KV cache.
     block_table: the blocks that hold those, in order; empty while the sequence waits.
+    constraint: where it stands in the request's constraint; None without one, and before its first token is chosen.
     is_live: False once it has finished, failed or been cancelled.
     """
 
@@ -22,6 +23,7 @@ class Sequence:
         self.num_prompt_tokens = len(self.token_ids)
         self.num_cached_tokens = 0
         self.block_table: list[int] = []
+        self.constraint: ConstraintState | None = None
         self.is_live = True
 
     @property
