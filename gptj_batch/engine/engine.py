@@ -17,7 +17,7 @@ from gptj_batch.engine.sampling import Choice
 from gptj_batch.engine.scheduler import Scheduler
 from gptj_batch.engine.sequence import Sequence
 from gptj_batch.engine.single_pass import SinglePass
-from gptj_batch.engine.stopping import finish_reason
+from gptj_batch.engine.stopping import RequestCodeError, finish_reason
 from gptj_batch.errors import ConfigError
 from gptj_batch.model import MODEL_CLASSES, GPTJForCausalLM, HeadModel
 from gptj_batch.model_folder import Head
@@ -184,13 +184,15 @@ class Engine:
         key = sequence.request.key
         if not choice.is_finite:
             return Failed(key=key, error="the model's logits are not finite; try a wider dtype (bfloat16, float32)")
+        if choice.problem is not None:
+            return Failed(key=key, error=choice.problem)
         sequence.append(choice.token_id)
         if choice.logprob is not None:
             sequence.logprobs.append(choice.logprob)
         try:
             reason = finish_reason(sequence, eos_token_ids)
-        except Exception as error:  # noqa: BLE001 - the request's own code; its message might quote the record
-            return Failed(key=key, error=f"the request's stop condition raised {type(error).__name__}; correct it")
+        except RequestCodeError as error:
+            return Failed(key=key, error=str(error))
         return None if reason is None else _generated(sequence, reason)
 
     def _hand_out(self, uid: int, result: AnyResult) -> None:

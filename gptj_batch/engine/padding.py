@@ -1,8 +1,8 @@
 """Padding of a step's shapes to a few sizes, on a CPU.
 
-oneDNN, which computes products, keeps a compiled kernel with its scratch memory for each of the last 1,024 shapes that it
-saw, and a packed step has a new number of tokens nearly every time. Rounding up costs at most a sixteenth
-more rows in the linear layers, none below 32, and at most a quarter in decoding attention.
+oneDNN, which computes products, keeps a compiled kernel with its scratch memory for each of the last 1,024 shapes that
+it saw, and a packed step has a new number of tokens nearly every time. Rounding up costs at most a sixteenth more rows
+in the linear layers, none below 32, and at most a quarter in decoding attention.
 """
 
 STEPS_PER_OCTAVE = 16
