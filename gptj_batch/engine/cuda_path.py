@@ -112,8 +112,10 @@ def try_triton(device: torch.device, dtype: torch.dtype, shape: tuple[int, int, 
     Raises whatever goes wrong; RuntimeError for a wrong result.
     """
     from gptj_batch.engine.cuda_attend import TritonPagedAttend, plan_attend
-    from gptj_batch.engine.triton_attention import Pages, count_padded
+    from gptj_batch.engine.triton_attention import Pages, count_padded, is_interpreted
 
+    if device.type == "cuda" and is_interpreted():
+        raise RuntimeError("TRITON_INTERPRET is set, and the interpreter is for tests on a CPU; unset it")
     num_heads, page_tokens, head_dim = shape
     num_tokens = page_tokens + 3
     qkv = _tokens(num_tokens, device, dtype, shape)

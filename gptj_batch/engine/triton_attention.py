@@ -223,6 +223,11 @@ def prefill_tile(padded_dim: int, dtype: torch.dtype) -> dict[str, int]:
     return {"tile_queries": 64, "tile_tokens": 64, "num_stages": 2, "num_warps": 8}
 
 
+def is_interpreted() -> bool:
+    """Say whether the kernels are run by Triton's interpreter, on whatever device, instead of being compiled."""
+    return not isinstance(decode_kernel, triton.JITFunction)
+
+
 def _scale(head_dim: int) -> float:
     """Return the scale of scores whose softmax counts in powers of two."""
     return math.log2(math.e) / math.sqrt(head_dim)
