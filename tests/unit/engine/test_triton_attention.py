@@ -17,7 +17,9 @@ from gptj_batch.model.rotary import angles, rotate
 from .paged import Scattered
 
 TOLERANCE = {torch.float32: 2e-6, torch.float16: 2e-3, torch.bfloat16: 2e-2}
-HEAD_SIZES = pytest.mark.parametrize("shape", [(3, 4, 8), (2, 16, 24), (2, 16, 64), (1, 32, 128), (2, 32, 256)], ids=str)
+HEAD_SIZES = pytest.mark.parametrize(
+    "shape", [(3, 4, 8), (2, 16, 24), (2, 16, 64), (1, 32, 128), (2, 32, 256)], ids=str
+)
 
 
 def decoded(rows: Scattered, num_processors: int = 1) -> Tensor:
