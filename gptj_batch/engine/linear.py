@@ -108,7 +108,7 @@ def _joined(layers: Ordered[nn.Linear]) -> nn.Linear:
     if len(layers) == 1:
         return layers[0]
     assert all(layer.bias is None for layer in layers), "only the attention's projections are joined"
-    joined = nn.Linear(0, 0, bias=False, device="meta")
+    joined = nn.Linear(layers[0].in_features, sum(layer.out_features for layer in layers), bias=False, device="meta")
     joined.weight = nn.Parameter(torch.cat([layer.weight.detach() for layer in layers]), requires_grad=False)
     for layer in layers:
         _release(layer)

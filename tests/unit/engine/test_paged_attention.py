@@ -1,103 +1,127 @@
-"""Paged against dense attention: the same keys and values, in scattered blocks."""
+"""Paged against dense attention, in plain torch: the same keys and values, in scattered blocks."""
 
 from itertools import pairwise
 
 import pytest
 import torch
-import torch.nn.functional as F
-from torch import Tensor
 
-from gptj_batch import Request
+from gptj_batch.engine import paged_attention
+from gptj_batch.engine.block_tables import Copy
 from gptj_batch.engine.kv_cache import KVCache
-from gptj_batch.engine.paged_attention import PagedAttend
-from gptj_batch.engine.scheduler import Chunk, Step
-from gptj_batch.engine.sequence import Sequence
-from gptj_batch.engine.step_batch import build_step_batch
+from gptj_batch.engine.paged_attention import TorchPagedAttention, _groups, _TorchStep
+from gptj_batch.engine.step_batch import Span, StepBatch
 
-HEADS, HEAD_DIM, BLOCK = 2, 8, 4
+from .paged_sequences import PagedSequences, Shape, make_cache
 
 
-def dense(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-    """query, key, value: (C, H, D)    returns: (C, H, D)"""
-    query, key, value = (x.transpose(0, 1)[None] for x in (query, key, value))
-    return F.scaled_dot_product_attention(query, key, value, is_causal=True)[0].transpose(0, 1)
+def paged(lengths: list[int], dtype: torch.dtype = torch.float32) -> PagedSequences:
+    return PagedSequences(lengths, Shape(dtype=dtype, rotary=4), TorchPagedAttention)
 
 
-class Paged:
-    """Sequences of random queries, keys and values, fed chunk by chunk in one order and compared in another."""
-
-    def __init__(self, lengths: list[int], dtype: torch.dtype = torch.float32) -> None:
-        generator = torch.Generator().manual_seed(0)
-        self.cache = KVCache(
-            num_layers=2,
-            num_blocks=40,
-            num_heads=HEADS,
-            block_size_tokens=BLOCK,
-            head_dim=HEAD_DIM,
-            dtype=dtype,
-            device=torch.device("cpu"),
-        )
-        poison = torch.full((40 * BLOCK, HEADS, HEAD_DIM), torch.nan, dtype=dtype)
-        places = torch.arange(40 * BLOCK)
-        self.cache.write(1, self.cache.token_slots(places // BLOCK, places % BLOCK), poison, poison)
-        blocks = iter(torch.randperm(40, generator=generator).tolist())
-        self.qkv = [torch.randn(3, n, HEADS, HEAD_DIM, generator=generator).to(dtype) for n in lengths]
-        self.sequences = []
-        for uid, n in enumerate(lengths):
-            sequence = Sequence(uid, Request(key="a", prompt_token_ids=[0] * n))
-            sequence.block_table = [next(blocks) for _ in range(-(-n // BLOCK))]
-            self.cache.clear(torch.tensor(sequence.block_table))
-            self.sequences.append(sequence)
-
-    def feed(self, *chunks: tuple[int, int, int]) -> list[Tensor]:
-        """Run one step of (sequence, start, stop); return each chunk's output."""
-        step = Step(chunks=[Chunk(self.sequences[uid], start, stop - start) for uid, start, stop in chunks])
-        batch = build_step_batch(step, self.cache)
-        order = sorted(chunks, key=lambda c: (c[2] - c[1] > 1, 0 if c[2] - c[1] > 1 else -self._width(c[0])))
-        packed = torch.cat([self.qkv[uid][:, start:stop] for uid, start, stop in order], 1)
-        output = PagedAttend(self.cache, batch)(1, *packed)
-        pieces = dict(zip(order, output.split([stop - start for _, start, stop in order]), strict=True))
-        return [pieces[chunk] for chunk in chunks]
-
-    def _width(self, uid: int) -> int:
-        return len(self.sequences[uid].block_table)
+def assert_near(found: torch.Tensor, expected: torch.Tensor, atol: float = 1e-5) -> None:
+    torch.testing.assert_close(found.double(), expected, atol=atol, rtol=0)
 
 
 def test_a_whole_prompt_in_one_chunk() -> None:
-    paged = Paged([7])
-    torch.testing.assert_close(paged.feed((0, 0, 7))[0], dense(*paged.qkv[0]))
+    sequences = paged([7])
+    assert_near(sequences.feed((0, 0, 7))[0], sequences.expected(0))
 
 
 @pytest.mark.parametrize("cuts", [[5], [4], [1, 2, 3], [9, 10], list(range(1, 11))])
 def test_a_prompt_cut_anywhere_gives_the_same(cuts: list[int]) -> None:
-    paged = Paged([11])
-    edges = [0, *cuts, 11]
-    pieces = [paged.feed((0, start, stop))[0] for start, stop in pairwise(edges)]
-    torch.testing.assert_close(torch.cat(pieces), dense(*paged.qkv[0]))
+    sequences = paged([11])
+    pieces = [sequences.feed((0, start, stop))[0] for start, stop in pairwise([0, *cuts, 11])]
+    assert_near(torch.cat(pieces), sequences.expected(0))
 
 
 def test_a_mixed_step_of_decoding_and_prompts_of_all_lengths() -> None:
     lengths = [1, 2, 5, 17, 13, 9, 3]
-    paged = Paged(lengths)
+    sequences = paged(lengths)
     first = [(uid, 0, n - 1) for uid, n in enumerate(lengths[:5]) if n > 1]
-    paged.feed(*first, (5, 0, 4))
+    sequences.feed(*first, (5, 0, 4))
     chunks = [*((uid, n - 1, n) for uid, n in enumerate(lengths[:5])), (5, 4, 9), (6, 0, 3)]
-    for (uid, start, stop), piece in zip(chunks, paged.feed(*chunks), strict=True):
-        torch.testing.assert_close(piece, dense(*paged.qkv[uid])[start:stop])
+    for (uid, start, stop), piece in zip(chunks, sequences.feed(*chunks), strict=True):
+        assert_near(piece, sequences.expected(uid)[start:stop])
 
 
 def test_a_neighbour_that_is_not_finite_is_not_seen() -> None:
-    paged = Paged([6, 5])
-    paged.qkv[1][:] = torch.nan
-    paged.feed((0, 0, 5), (1, 0, 4))
-    ours, theirs = paged.feed((0, 5, 6), (1, 4, 5))
-    torch.testing.assert_close(ours, dense(*paged.qkv[0])[5:])
+    sequences = paged([6, 5])
+    sequences.projected[1][:] = torch.nan
+    sequences.feed((0, 0, 5), (1, 0, 4))
+    ours, theirs = sequences.feed((0, 5, 6), (1, 4, 5))
+    assert_near(ours, sequences.expected(0)[5:])
     assert theirs.isnan().all()
 
 
+def test_a_copied_block_goes_on_as_its_owners_without_what_stood_behind() -> None:
+    sequences = paged([7, 7])
+    sequences.projected[1][:6] = sequences.projected[0][:6]
+    sequences.feed((0, 0, 6))
+    sequences.cache.values[:, sequences.tables[0][1], :, 2:] = torch.nan
+    source, destination = (table[1] for table in sequences.tables)
+    sequences.tables[1][0] = sequences.tables[0][0]
+    (piece,) = sequences.feed((1, 6, 7), copies=[Copy(source, destination, 2)])
+    assert_near(piece, sequences.expected(1)[6:])
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_half_precision_stays_close_to_float32(dtype: torch.dtype) -> None:
-    paged = Paged([14], dtype)
-    pieces = [paged.feed((0, 0, 9))[0], *(paged.feed((0, n, n + 1))[0] for n in range(9, 14))]
-    expected = dense(*(x.float() for x in paged.qkv[0]))
-    torch.testing.assert_close(torch.cat(pieces).float(), expected, atol=2e-2, rtol=0)
+def test_half_precision_stays_close_to_float64(dtype: torch.dtype) -> None:
+    sequences = paged([14], dtype)
+    pieces = [sequences.feed((0, 0, 9))[0], *(sequences.feed((0, n, n + 1))[0] for n in range(9, 14))]
+    assert_near(torch.cat(pieces), sequences.expected(0), atol=2e-2)
+
+
+def cache_of(num_heads: int = 1) -> KVCache:
+    return make_cache(Shape(heads=num_heads, cache_dim=2, num_blocks=50))
+
+
+def decoding(*tokens_and_tables: tuple[int, list[int]]) -> list[Span]:
+    return [Span(row, 1, n - 1, table) for row, (n, table) in enumerate(tokens_and_tables)]
+
+
+def planned(cache: KVCache, *spans: Span) -> _TorchStep:
+    nothing = torch.zeros(0, dtype=torch.int64)
+    slots = [span.block_table[n // 4] * 4 + n % 4 for span in spans for n in range(span.start, span.stop)]
+    batch = StepBatch(
+        token_ids=nothing,
+        positions=nothing,
+        slots=slots,
+        new_blocks=[],
+        copies=[],
+        spans=list(spans),
+        logit_rows=nothing,
+        sequences=[],
+    )
+    return _TorchStep(cache, batch)
+
+
+def test_every_head_has_its_own_slot() -> None:
+    assert planned(cache_of(num_heads=2), Span(0, 2, 0, [3]))._slots.tolist() == [24, 28, 25, 29]
+
+
+def test_rows_of_about_the_same_length_decode_together() -> None:
+    spans = decoding(*((n, list(range(-(-n // 4)))) for n in (60, 28, 25, 24, 3)))
+    assert [len(group) for group in _groups(spans, cache_of())] == [1, 3, 1]
+
+
+def test_a_short_row_in_a_group_is_filled_up_with_its_own_block_and_masked() -> None:
+    long, short = list(range(10, 17)), list(range(20, 26))
+    (group,) = planned(cache_of(), *decoding((28, long), (23, short)))._groups
+    assert group.pages.tolist() == [*long, *short, 20]
+    assert (~group.hidden).sum(-1).tolist() == [[28], [23]]
+
+
+def test_a_group_is_bounded_in_size(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(paged_attention, "GROUP_BYTES_CPU", 2 * 4 * 4 * 2 * 4)  # two rows of four blocks
+    spans = decoding(*((16, [0, 1, 2, 3]) for _ in range(5)))
+    assert [len(group) for group in _groups(spans, cache_of())] == [2, 2, 1]
+
+
+def test_only_a_chunk_that_continues_reads_the_cache() -> None:
+    fresh, continued = planned(cache_of(), Span(0, 6, 0, [7, 8]), Span(6, 2, 5, [1, 2]))._chunks
+    assert (fresh.rows, fresh.pages, fresh.seen) == (slice(0, 6), None, None)
+    assert continued.rows == slice(6, 8)
+    assert continued.pages is not None
+    assert continued.pages.tolist() == [1, 2]
+    assert continued.seen is not None
+    assert continued.seen.tolist() == [[True] * 6 + [False], [True] * 7]

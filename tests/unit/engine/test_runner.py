@@ -2,7 +2,7 @@ import torch
 
 from gptj_batch import Request
 from gptj_batch.engine.config import Bounds
-from gptj_batch.engine.kv_cache import KVCache
+from gptj_batch.engine.prepare import prepare_body, prepare_runner
 from gptj_batch.engine.runner import Runner
 from gptj_batch.engine.scheduler import Scheduler
 from gptj_batch.engine.sequence import Sequence
@@ -10,17 +10,9 @@ from gptj_batch.model import GPTJForCausalLM
 
 
 def make(model: GPTJForCausalLM, max_step_tokens: int) -> tuple[Runner, Scheduler]:
-    cache = KVCache(
-        num_layers=model.config.n_layer,
-        num_blocks=8,
-        num_heads=model.config.n_head,
-        block_size_tokens=4,
-        head_dim=model.config.head_dim,
-        dtype=torch.float32,
-        device=torch.device("cpu"),
-    )
     bounds = Bounds(max_step_tokens=max_step_tokens, max_running=4, block_size_tokens=4, num_blocks=8)
-    return Runner(model, cache, (1,)), Scheduler(bounds)
+    body = prepare_body(model, take_weights=False)
+    return prepare_runner(model, body, bounds, use_kernels=False), Scheduler(bounds)
 
 
 @torch.no_grad()

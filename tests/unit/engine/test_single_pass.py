@@ -2,6 +2,7 @@ import pytest
 import torch
 
 from gptj_batch import Failed, Labelled, LabelRequest
+from gptj_batch.engine.prepare import prepare_body
 from gptj_batch.engine.row import Row
 from gptj_batch.engine.single_pass import SinglePass
 from gptj_batch.model import GPTJForCausalLM
@@ -30,7 +31,7 @@ def test_one_token_labels_add_no_token() -> None:
 
 def test_labels_in_a_tree_score_as_each_does_alone(model: GPTJForCausalLM) -> None:
     prompts = [[3, 4, 5, 6, 7, 8], [9], [10, 11, 12]]
-    scorer = SinglePass(model, max_step_tokens=100)
+    scorer = SinglePass(model, prepare_body(model, take_weights=False), max_step_tokens=100)
     for uid, prompt in enumerate(prompts):
         scorer.add(make_row(prompt, uid=uid))
     results = {row.uid: scores_of(result) for row, result in scorer.step()}
@@ -40,14 +41,14 @@ def test_labels_in_a_tree_score_as_each_does_alone(model: GPTJForCausalLM) -> No
 
 
 def test_a_step_keeps_to_its_budget_shortest_first_and_a_longer_row_goes_alone(model: GPTJForCausalLM) -> None:
-    scorer = SinglePass(model, max_step_tokens=8)
+    scorer = SinglePass(model, prepare_body(model, take_weights=False), max_step_tokens=8)
     for uid, length in enumerate([20, 3, 5, 4]):
         scorer.add(make_row([2] * length, ((1,),), uid))
     assert [[row.uid for row, _ in scorer.step()] for _ in range(4)] == [[1, 3], [2], [0], []]
 
 
 def test_rows_that_come_later_do_not_overtake_for_ever(model: GPTJForCausalLM) -> None:
-    scorer = SinglePass(model, max_step_tokens=4)
+    scorer = SinglePass(model, prepare_body(model, take_weights=False), max_step_tokens=4)
     scorer.add(make_row([2] * 9, ((1,),), 0))
     scorer.add(make_row([2] * 3, ((1,),), 1))
     assert [row.uid for row, _ in scorer.step()] == [1]
@@ -56,7 +57,7 @@ def test_rows_that_come_later_do_not_overtake_for_ever(model: GPTJForCausalLM) -
 
 
 def test_a_row_can_be_let_go(model: GPTJForCausalLM) -> None:
-    scorer = SinglePass(model, max_step_tokens=4)
+    scorer = SinglePass(model, prepare_body(model, take_weights=False), max_step_tokens=4)
     rows = [make_row([2] * 3, ((1,),), uid) for uid in range(3)]
     scorer.add(rows[0])
     scorer.add(rows[1])
@@ -68,7 +69,7 @@ def test_a_row_can_be_let_go(model: GPTJForCausalLM) -> None:
 
 
 def test_a_row_that_is_not_finite_fails_alone(model: GPTJForCausalLM) -> None:
-    scorer = SinglePass(model, max_step_tokens=100)
+    scorer = SinglePass(model, prepare_body(model, take_weights=False), max_step_tokens=100)
     scorer.add(make_row([3, 4, 5], uid=0))
     scorer.add(make_row([3, 60, 5], uid=1))
     with torch.no_grad():
