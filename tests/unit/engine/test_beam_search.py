@@ -105,9 +105,12 @@ def test_early_stopping_never_supposes_that_the_best_beam_may_grow_to_the_maximu
     assert finish_two("never", last).is_done is is_done  # 9 tokens at most: -13.5 / 9 = -1.5
 
 
-def test_early_stopping_never_without_a_length_penalty_looks_at_the_present_length() -> None:
-    assert finish_two("never", last=-1.6, length_penalty=0.0).is_done
-    assert not finish_two("never", last=-1.4, length_penalty=0.0).is_done
+@pytest.mark.parametrize(("length_penalty", "border"), [(0.0, -1.5), (-1.0, -0.5)])
+def test_early_stopping_never_looks_at_the_present_length_where_longer_is_no_better(
+    length_penalty: float, border: float
+) -> None:
+    assert finish_two("never", border - 0.1, length_penalty).is_done
+    assert not finish_two("never", border + 0.1, length_penalty).is_done
 
 
 def test_at_the_maximum_every_beam_ends_for_its_length() -> None:
