@@ -1,0 +1,71 @@
+"""Beams: the beam searches that an engine runs, and the sequences that stand for their beams."""
+
+from collections.abc import Iterator
+from weakref import WeakKeyDictionary
+
+from gptj_batch.engine.beam_search import Beam, BeamSearch, Candidate
+from gptj_batch.engine.scheduler import Scheduler
+from gptj_batch.engine.sequence import Group, Sequence
+from gptj_batch.results import Failed, Generated
+
+Offer = list[Candidate] | None
+"""What a beam's last token leads to, likeliest first; None where the logits are not finite."""
+
+
+class Beams:
+    """Advance each search by what its beams offer, and let the scheduler follow.
+
+    A group's sequences stand for the beams of its search that run, in the same order. A search is forgotten with its
+    group, however that ends.
+    """
+
+    def __init__(self, scheduler: Scheduler, eos_token_ids: tuple[int, ...]) -> None:
+        self._scheduler = scheduler
+        self._eos_token_ids = eos_token_ids
+        self._searches: WeakKeyDictionary[Group, BeamSearch] = WeakKeyDictionary()
+
+    def advance(self, offers: dict[Sequence, Offer]) -> Iterator[tuple[int, Generated | Failed]]:
+        """Advance every search that has offers; yield the uids and results of those that this ends.
+
+        offers: of all running beams of a search, or of none
+        """
+        for group in dict.fromkeys(sequence.group for sequence in offers):
+            # A stop condition may have cancelled any group, its own included.
+            result = self._advance(group, offers) if group.sequences else None
+            if result is not None and group.sequences:
+                uid = group.sequences[0].uid
+                for sequence in group.sequences.copy():
+                    self._scheduler.release(sequence)
+                yield uid, result
+
+    def _advance(self, group: Group, offers: dict[Sequence, Offer]) -> Generated | Failed | None:
+        """Advance one search; return the result if that ends it."""
+        request = group.sequences[0].request
+        search = self._searches.setdefault(group, BeamSearch(request, self._eos_token_ids))
+        finite = [offer for offer in (offers[sequence] for sequence in group.sequences) if offer is not None]
+        if len(finite) < len(group.sequences):
+            return Failed(key=request.key, error="the model's logits are not finite; try a wider dtype (bfloat16, float32)")
+        try:
+            search.advance(finite)
+        except Exception as error:  # noqa: BLE001 - the request's own code; its message might quote the record
+            return Failed(key=request.key, error=f"the request's stop condition raised {type(error).__name__}; correct it")
+        if search.is_done:
+            return search.result() or Failed(key=request.key, error="no token can be generated; allow more of them")
+        if group.sequences:
+            self._follow(group, search.running)
+        return None
+
+    def _follow(self, group: Group, beams: list[Beam]) -> None:
+        """Let the group's sequences become these beams: fork where there are too few, release where too many."""
+        sequences, parents = group.sequences.copy(), [beam.parent for beam in beams]
+        for parent in parents[len(sequences) :]:
+            child = Sequence(sequences[parent].uid, sequences[parent].request)
+            self._scheduler.fork(sequences[parent], child)
+        childless = [place for place in range(len(sequences)) if place not in parents]
+        surplus = childless[: max(0, len(sequences) - len(beams))]
+        for place in surplus:
+            self._scheduler.release(sequences[place])
+        kept = [place for place in range(len(sequences)) if place not in surplus]
+        self._scheduler.reorder([sequences[place] for place in kept], [kept.index(parent) for parent in parents[: len(kept)]])
+        for sequence, beam in zip(group.sequences, beams, strict=True):
+            sequence.append(beam.token_ids[-1])
