@@ -9,19 +9,42 @@ import torch
 from torch import Tensor
 
 from gptj_batch.engine.beam_search import Candidate, num_candidates
-from gptj_batch.engine.sampling import penalise_repetition, suppress_stop_tokens
+from gptj_batch.engine.sampling import Choice, choose, penalise_repetition, suppress_stop_tokens
 from gptj_batch.engine.sequence import Sequence
 
+Offer = list[Candidate] | None
+"""A beam's likeliest next tokens, best first; None where its logits are not finite."""
 
-def offer(logits: Tensor, sequences: Ordered[Sequence], eos_token_ids: tuple[int, ...]) -> list[list[Candidate] | None]:
-    """Return each beam's likeliest next tokens, best first; None where its logits are not finite.
+
+def choose_or_offer(
+    logits: Tensor, sequences: Ordered[Sequence], eos_token_ids: tuple[int, ...]
+) -> list[Choice | Offer]:
+    """Choose the next token of every sequence; a beam's cannot be chosen alone, so it offers its likeliest.
+
+    logits: (S, V)
+    """
+    is_beam = [sequence.request.sampling.num_beams > 1 for sequence in sequences]
+    if not any(is_beam):
+        return [*choose(logits, sequences, eos_token_ids)]
+    outcomes: list[Choice | Offer] = [None] * len(sequences)
+    for decide, wanted in ((offer, True), (choose, False)):
+        rows = [row for row, found in enumerate(is_beam) if found is wanted]
+        if rows:
+            decided = decide(logits[rows], [sequences[row] for row in rows], eos_token_ids)
+            for row, outcome in zip(rows, decided, strict=True):
+                outcomes[row] = outcome
+    return outcomes
+
+
+def offer(logits: Tensor, sequences: Ordered[Sequence], eos_token_ids: tuple[int, ...]) -> list[Offer]:
+    """Return what each beam offers.
 
     As transformers does it, penalties change log-probabilities here, not logits. A row's offer does not depend on its
     company: rows are only looked at together with those that offer as many.
 
     logits: (R, V)
     """
-    offers: list[list[Candidate] | None] = [None] * len(sequences)
+    offers: list[Offer] = [None] * len(sequences)
     wanted = [num_candidates(sequence.request, eos_token_ids) for sequence in sequences]
     for count in set(wanted):
         rows = [row for row, other in enumerate(wanted) if other == count]
@@ -31,9 +54,7 @@ def offer(logits: Tensor, sequences: Ordered[Sequence], eos_token_ids: tuple[int
     return offers
 
 
-def _likeliest(
-    logits: Tensor, sequences: Ordered[Sequence], eos_token_ids: tuple[int, ...], count: int
-) -> list[list[Candidate] | None]:
+def _likeliest(logits: Tensor, sequences: Ordered[Sequence], eos_token_ids: tuple[int, ...], count: int) -> list[Offer]:
     """Find the `count` likeliest tokens of every row, with one copy from device to host.
 
     logits: (R, V), float32

@@ -3,13 +3,11 @@
 from collections.abc import Iterator
 from weakref import WeakKeyDictionary
 
-from gptj_batch.engine.beam_search import Beam, BeamSearch, Candidate
+from gptj_batch.engine.beam_offers import Offer
+from gptj_batch.engine.beam_search import Beam, BeamSearch
 from gptj_batch.engine.scheduler import Scheduler
 from gptj_batch.engine.sequence import Group, Sequence
 from gptj_batch.results import Failed, Generated
-
-Offer = list[Candidate] | None
-"""What a beam's last token leads to, likeliest first; None where the logits are not finite."""
 
 
 class Beams:
@@ -44,11 +42,15 @@ class Beams:
         search = self._searches.setdefault(group, BeamSearch(request, self._eos_token_ids))
         finite = [offer for offer in (offers[sequence] for sequence in group.sequences) if offer is not None]
         if len(finite) < len(group.sequences):
-            return Failed(key=request.key, error="the model's logits are not finite; try a wider dtype (bfloat16, float32)")
+            return Failed(
+                key=request.key, error="the model's logits are not finite; try a wider dtype (bfloat16, float32)"
+            )
         try:
             search.advance(finite)
         except Exception as error:  # noqa: BLE001 - the request's own code; its message might quote the record
-            return Failed(key=request.key, error=f"the request's stop condition raised {type(error).__name__}; correct it")
+            return Failed(
+                key=request.key, error=f"the request's stop condition raised {type(error).__name__}; correct it"
+            )
         if search.is_done:
             return search.result() or Failed(key=request.key, error="no token can be generated; allow more of them")
         if group.sequences:
@@ -66,6 +68,8 @@ class Beams:
         for place in surplus:
             self._scheduler.release(sequences[place])
         kept = [place for place in range(len(sequences)) if place not in surplus]
-        self._scheduler.reorder([sequences[place] for place in kept], [kept.index(parent) for parent in parents[: len(kept)]])
+        self._scheduler.reorder(
+            [sequences[place] for place in kept], [kept.index(parent) for parent in parents[: len(kept)]]
+        )
         for sequence, beam in zip(group.sequences, beams, strict=True):
             sequence.append(beam.token_ids[-1])

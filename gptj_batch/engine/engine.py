@@ -8,6 +8,8 @@ from typing import Self
 
 import torch
 
+from gptj_batch.engine.beam_offers import Offer
+from gptj_batch.engine.beams import Beams
 from gptj_batch.engine.config import Bounds, EngineConfig
 from gptj_batch.engine.kv_cache import KVCache, bytes_per_token, free_bytes
 from gptj_batch.engine.limits import Limits
@@ -54,6 +56,7 @@ class Engine:
         self.model = model
         self.scheduler = Scheduler(self.bounds)
         self.runner = _runner(model, self.bounds) if isinstance(model, GPTJForCausalLM) else None
+        self.beams = Beams(self.scheduler, shape.eos_token_ids)
         self.single_pass = SinglePass(model, self.bounds.max_step_tokens)
         self.limits = Limits(
             vocab_size=shape.vocab_size,
@@ -106,7 +109,7 @@ class Engine:
         if problem is not None:
             self._hand_out(uid, Failed(key=request.key, error=problem))
         elif isinstance(request, Request):
-            self.scheduler.add(Sequence(uid, request))
+            self.scheduler.add(Sequence(uid, request), num_sequences=request.sampling.num_beams)
         else:
             self.single_pass.add(Row(uid, request))
 
@@ -137,9 +140,9 @@ class Engine:
         step = self.scheduler.schedule()
         if step.chunks:
             assert self.runner is not None, "the limits refuse what this model cannot generate"
-            choices = self.runner.run(step)
+            outcomes = self.runner.run(step)
             self.scheduler.commit(step)
-            self._postprocess(choices, self.runner.eos_token_ids)
+            self._postprocess(outcomes, self.runner.eos_token_ids)
         finished, self._ready = self._ready, []
         return finished
 
@@ -160,14 +163,19 @@ class Engine:
         results = self.run(requests)
         return [result for result in results if isinstance(result, Labelled | Failed)]
 
-    def _postprocess(self, choices: list[tuple[Sequence, Choice]], eos_token_ids: tuple[int, ...]) -> None:
+    def _postprocess(self, outcomes: list[tuple[Sequence, Choice | Offer]], eos_token_ids: tuple[int, ...]) -> None:
         """Append each sequence's next token, and let go of those that this finishes."""
-        for sequence, choice in choices:
+        for sequence, choice in outcomes:
             # A stop condition may have cancelled any sequence, its own included.
-            result = self._advance(sequence, choice, eos_token_ids) if sequence.is_live else None
+            if not isinstance(choice, Choice) or not sequence.is_live:
+                continue
+            result = self._advance(sequence, choice, eos_token_ids)
             if result is not None and sequence.is_live:
                 self.scheduler.release(sequence)
                 self._hand_out(sequence.uid, result)
+        offers = {sequence: offer for sequence, offer in outcomes if not isinstance(offer, Choice)}
+        for uid, result in self.beams.advance(offers):
+            self._hand_out(uid, result)
 
     def _advance(self, sequence: Sequence, choice: Choice, eos_token_ids: tuple[int, ...]) -> Generated | Failed | None:
         """Append a token; return the result if the sequence is done or has failed."""
