@@ -62,4 +62,5 @@ def replica_settings(run: Run, replicas: ReplicaPlan) -> ReplicaSettings:
         max_step_tokens=backend.max_step_tokens,
         max_running=backend.max_running,
         kv_cache_gb=backend.kv_cache_gb,
+        prefix_caching=backend.prefix_caching,
     )

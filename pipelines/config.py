@@ -33,8 +33,6 @@ LATER: dict[str, tuple[tuple[Any, ...], str]] = {
     "task.labels": ((None,), "it belongs to `classify` with method prompt; a trained head brings its own labels"),
     "task.likelihood": ((None, "sum"), "it belongs to `classify` with method prompt"),
     "output.partition_by": ((None, []), "partitioned output is not in this version"),
-    # on and off give the same results: the native engine computes every prompt by itself in this version
-    "backend.prefix_caching": ((None, True, False), "must be true or false; it has no effect in this version"),
 }
 KINDS, LATER_KINDS = ("generate", "classify", "extract"), ("score", "embed")
 METHODS = {"classify": ("prompt", "head"), "extract": ("head",)}
@@ -89,6 +87,8 @@ class BackendSettings(Settings):
     """Sequences decoded at once; null is chosen for the device."""
     kv_cache_gb: float | None = Field(default=None, gt=0.0, allow_inf_nan=False)
     """Memory of the KV cache in GiB; null is chosen for the device."""
+    prefix_caching: bool = True
+    """Whether what prompts begin with in common is computed once and shared."""
 
 
 class ReplicaSettings(Settings):

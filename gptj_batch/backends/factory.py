@@ -22,6 +22,7 @@ def make_backend(
     max_step_tokens: int | None = None,
     max_running: int | None = None,
     kv_cache_gb: float | None = None,
+    prefix_caching: bool = True,
 ) -> Backend:
     """Make the backend `kind` ("auto", "native" or "fake") for a model with a head; None means "chosen for the device".
 
@@ -41,6 +42,7 @@ def make_backend(
         max_step_tokens=max_step_tokens,
         max_running=max_running,
         kv_cache_bytes=None if kv_cache_gb is None else int(kv_cache_gb * GIB),
+        prefix_caching=prefix_caching,
         device=device,
     )
     from gptj_batch.backends.native import NativeBackend  # loads torch

@@ -98,6 +98,7 @@ class NativeBackend:
             "max_running": bounds.max_running,
             "num_blocks": bounds.num_blocks,
             "block_size_tokens": bounds.block_size_tokens,
+            "prefix_caching": bounds.prefix_caching,
         }
 
     def close(self) -> None:

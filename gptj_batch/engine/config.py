@@ -15,6 +15,7 @@ class Bounds:
     max_running: int
     block_size_tokens: int
     num_blocks: int
+    prefix_caching: bool = True
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,6 +26,7 @@ class EngineConfig:
     max_running: sequences that hold KV memory at the same time.
     kv_cache_bytes, num_blocks: the size of the KV cache; give at most one of the two.
     block_size_tokens: tokens in one block of it.
+    prefix_caching: whether what prompts begin with in common is computed once and shared.
     device: where the model runs, "cpu" or "cuda" or "cuda:0".
 
     Raises ConfigError for a value outside its range.
@@ -35,16 +37,19 @@ class EngineConfig:
     kv_cache_bytes: int | None = None
     num_blocks: int | None = None
     block_size_tokens: int | None = None
+    prefix_caching: bool = True
     device: str | None = None
 
     def __post_init__(self) -> None:
         """Refuse values that no engine could run under."""
         for field in fields(self):
             value = getattr(self, field.name)
-            if field.name == "device" or value is None:
+            if field.name in ("device", "prefix_caching") or value is None:
                 continue
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:
                 raise ConfigError(f"{field.name} must be a whole number of at least 1, or None, got {value!r}")
+        if not isinstance(self.prefix_caching, bool):
+            raise ConfigError(f"prefix_caching must be True or False, got {self.prefix_caching!r}")
         if self.kv_cache_bytes is not None and self.num_blocks is not None:
             raise ConfigError("kv_cache_bytes and num_blocks both size the KV cache; give one of them")
 
@@ -77,4 +82,5 @@ class EngineConfig:
             max_running=max_running,
             block_size_tokens=block_size,
             num_blocks=num_blocks,
+            prefix_caching=self.prefix_caching,
         )

@@ -141,7 +141,7 @@ class Engine:
         if step.chunks:
             assert self.runner is not None, "the limits refuse what this model cannot generate"
             outcomes = self.runner.run(step)
-            self.scheduler.commit(step)
+            self.scheduler.commit(step, {sequence for sequence, outcome in outcomes if _is_spoiled(outcome)})
             self._postprocess(outcomes, self.runner.eos_token_ids)
         finished, self._ready = self._ready, []
         return finished
@@ -215,6 +215,11 @@ def _runner(model: GPTJForCausalLM, bounds: Bounds) -> Runner:
 
 def _is_same_device(wanted: torch.device, found: torch.device) -> bool:
     return wanted.type == found.type and wanted.index in (None, found.index)
+
+
+def _is_spoiled(outcome: Choice | Offer) -> bool:
+    """Say whether the logits were not finite, so that what is cached of the sequence is worth nothing."""
+    return outcome is None or (isinstance(outcome, Choice) and not outcome.is_finite)
 
 
 def _generated(sequence: Sequence, reason: FinishReason) -> Generated:

@@ -4,10 +4,16 @@ Shape letters: see gptj_batch.engine. A page is one head's part of a block: P to
 """
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 from torch import Tensor
+
+from gptj_batch.engine.block_tables import Copy
+
+COPIES_AT_ONCE = 16
+"""A block of GPT-J 6B holds 7 MiB of keys in half precision, and as much of values: so many pass through at a time."""
 
 
 class KVCache:
@@ -51,6 +57,20 @@ class KVCache:
         blocks: (any,), int64
         """
         self._values.index_fill_(1, blocks, 0.0)
+
+    def copy(self, copies: Sequence[Copy]) -> None:
+        """Copy the first tokens of blocks into others, in all layers, and forget what else those held (see `clear`).
+
+        No block is a source and a destination.
+        """
+        places = torch.arange(self.block_size_tokens, device=self.device)
+        for first in range(0, len(copies), COPIES_AT_ONCE):
+            some = torch.tensor(copies[first : first + COPIES_AT_ONCE], device=self.device)
+            sources, destinations, num_tokens = some.unbind(1)
+            self._keys.index_copy_(1, destinations, self._keys.index_select(1, sources))
+            values = self._values.index_select(1, sources)
+            values.masked_fill_((places >= num_tokens[:, None])[None, :, None, :, None], 0.0)
+            self._values.index_copy_(1, destinations, values)
 
     def write(self, layer: int, slots: Tensor, key: Tensor, value: Tensor) -> None:
         """Store a layer's keys and values of the step's tokens.

@@ -29,6 +29,8 @@ class Runner:
         """Feed the step's tokens and choose the next one wherever a sequence's last token was among them."""
         batch = build_step_batch(step, self._cache)
         self._cache.clear(batch.new_blocks)
+        if step.copies:
+            self._cache.copy(step.copies)
         attend = PagedAttend(self._cache, batch)
         hidden = encode(self._model.transformer, batch.token_ids, batch.positions, attend)
         if not batch.sequences:

@@ -39,6 +39,7 @@ class ReplicaSettings:
     max_step_tokens: int | None = None
     max_running: int | None = None
     kv_cache_gb: float | None = None
+    prefix_caching: bool = True
 
 
 class InferStage:
@@ -103,6 +104,7 @@ def _start(replica: ReplicaSettings, head: Head) -> Backend:
         max_step_tokens=replica.max_step_tokens,
         max_running=replica.max_running,
         kv_cache_gb=replica.kv_cache_gb,
+        prefix_caching=replica.prefix_caching,
     )
 
 

@@ -1,5 +1,6 @@
 """The engine's greedy tokens against transformers' `generate`, float32: alone, in company, cut up, preempted."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -63,8 +64,10 @@ def test_greedy_tokens_equal_transformers_alone_in_company_and_preempted(oracle:
     assert roomy.scheduler.num_preemptions == 0
 
     tight = Engine(pair.ours, EngineConfig(num_blocks=26, block_size_tokens=4, max_step_tokens=48))
-    assert generate_ours(tight, requests) == expected
+    # A stop condition that never holds: the engine cannot know, and promises less memory than a request will take.
+    assert generate_ours(tight, [replace(request, stop=lambda generated: False) for request in requests]) == expected
     assert tight.scheduler.num_preemptions > 0
+    assert generate_ours(tight, requests) == expected
 
 
 @pytest.mark.parametrize("max_step_tokens", [1, 5, 16])

@@ -135,6 +135,7 @@ def test_the_factory_loads_a_checkpoint_and_describes_it(model: GPTJForCausalLM,
         max_step_tokens=16,
         max_running=3,
         kv_cache_gb=0.0001,
+        prefix_caching=False,
     )
     facts = backend.describe()
     assert facts == {
@@ -145,6 +146,7 @@ def test_the_factory_loads_a_checkpoint_and_describes_it(model: GPTJForCausalLM,
         "max_running": 3,
         "num_blocks": 13,
         "block_size_tokens": 16,
+        "prefix_caching": False,
     }
     assert backend.run([make_request([5, 6])]) == Engine(model).run([make_request([5, 6])])
     backend.close()

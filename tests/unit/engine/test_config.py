@@ -52,6 +52,13 @@ def test_a_value_that_is_no_count_is_refused_by_name(name: str, value: object) -
         EngineConfig(**{name: value})  # type: ignore[arg-type]
 
 
+def test_prefix_caching_is_on_unless_it_is_switched_off() -> None:
+    assert resolve(EngineConfig()).prefix_caching
+    assert not resolve(EngineConfig(prefix_caching=False)).prefix_caching
+    with pytest.raises(ConfigError, match="prefix_caching must be True or False, got 1"):
+        EngineConfig(prefix_caching=1)  # type: ignore[arg-type]
+
+
 def test_the_cache_is_sized_in_one_way_only() -> None:
     with pytest.raises(ConfigError, match="give one of them"):
         EngineConfig(kv_cache_bytes=1, num_blocks=1)

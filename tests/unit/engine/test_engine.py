@@ -27,6 +27,11 @@ def make_request(prompt: list[int], key: str = "a", stop: Any = None, **sampling
     return Request(key=key, prompt_token_ids=prompt, sampling=params, stop=stop)
 
 
+def never(generated: Sequence[int]) -> bool:
+    """Stop never; but since the engine cannot know, it promises the request less memory than it may take."""
+    return False
+
+
 def tokens(result: AnyResult) -> tuple[int, ...]:
     assert isinstance(result, Generated), result
     return result.token_ids
@@ -44,7 +49,7 @@ PROMPTS = [[5, 6, 7], [8], [9, 10, 11, 12, 13, 14, 15, 16], [17, 18], [19] * 11]
 
 
 def test_results_stand_in_the_order_of_the_requests_whatever_their_keys(engine: Engine, model: GPTJForCausalLM) -> None:
-    results = engine.run([make_request(prompt) for prompt in PROMPTS])
+    results = engine.run([make_request(prompt, stop=never) for prompt in PROMPTS])
     assert [tokens(result) for result in results] == [greedy(model, prompt) for prompt in PROMPTS]
     assert [result.key for result in results] == ["a"] * len(PROMPTS)
     assert engine.scheduler.num_preemptions > 0
@@ -164,6 +169,23 @@ def test_logits_that_are_not_finite_fail_their_request_only_and_leave_nothing_in
         elif 60 not in tokens_expected:
             assert tokens(result) == tokens_expected
     assert engine.scheduler.pool.num_used == 0
+
+
+def test_a_request_whose_logits_are_not_finite_spoils_nobody_who_begins_in_the_same_way(
+    model: GPTJForCausalLM,
+) -> None:
+    shared = [5, 6, 7, 8, 9]
+    prompts = [[*shared, 60], [*shared, 10], [*shared, 11], [*shared, 60, 9]]
+    expected = [greedy(model, prompt, 4) for prompt in prompts]
+    with torch.no_grad():
+        kept = model.transformer.wte.weight[60].clone()
+        model.transformer.wte.weight[60] = torch.inf
+        engine = Engine(model, EngineConfig(num_blocks=20, block_size_tokens=4))
+        results = engine.run([make_request(prompt, max_new_tokens=4) for prompt in prompts])
+        model.transformer.wte.weight[60] = kept
+    assert [type(result) for result in results] == [Failed, Generated, Generated, Failed]
+    assert [tokens(result) for result in results[1:3]] == expected[1:3]
+    assert engine.scheduler.num_cached_prompt_tokens >= 5
 
 
 @pytest.mark.parametrize("temperature", [0.0, 1.0])

@@ -1,7 +1,8 @@
 import pytest
 import torch
 
-from gptj_batch.engine.kv_cache import KVCache, bytes_per_token, free_bytes
+from gptj_batch.engine.block_tables import Copy
+from gptj_batch.engine.kv_cache import COPIES_AT_ONCE, KVCache, bytes_per_token, free_bytes
 
 
 @pytest.fixture
@@ -41,6 +42,42 @@ def test_clearing_forgets_values_that_are_not_finite(cache: KVCache) -> None:
     cache.clear(torch.tensor([2]))
     assert cache.read(0, cache.table_pages(torch.tensor([[2]])))[1].isfinite().all()
     assert cache.read(0, cache.table_pages(torch.tensor([[3]])))[1].isinf().any()
+
+
+def test_a_copy_brings_the_first_tokens_and_clears_the_rest(cache: KVCache) -> None:
+    cache.clear(torch.arange(5))
+    slots = cache.token_slots(torch.tensor([2] * 4), torch.arange(4))
+    key, value = torch.randn(4, 3, 8), torch.randn(4, 3, 8)
+    value[3] = torch.inf
+    cache.write(1, slots, key, value)
+    cache.write(1, cache.token_slots(torch.tensor([4]), torch.tensor([3])), key[:1], torch.full((1, 3, 8), torch.nan))
+    cache.copy([Copy(2, 4, 3), Copy(2, 0, 1)])
+    keys, values = (x.view(2, 3, 4, 8) for x in cache.read(1, cache.table_pages(torch.tensor([[4], [0]]))))
+    assert torch.equal(keys[0, :, :3], key[:3].transpose(0, 1))
+    assert torch.equal(values[0, :, :3], value[:3].transpose(0, 1))
+    assert torch.equal(values[1, :, :1], value[:1].transpose(0, 1))
+    assert values[0, :, 3:].eq(0).all()
+    assert values[1, :, 1:].eq(0).all()
+    assert cache.read(0, cache.table_pages(torch.arange(5)[None]))[1].eq(0).all()
+
+
+def test_many_copies_are_made_a_few_at_a_time() -> None:
+    cache = KVCache(
+        num_layers=1,
+        num_blocks=2 * COPIES_AT_ONCE + 3,
+        num_heads=1,
+        block_size_tokens=1,
+        head_dim=8,
+        dtype=torch.float32,
+        device=torch.device("cpu"),
+    )
+    ones = torch.ones(1, 1, 8)
+    cache.clear(torch.arange(2 * COPIES_AT_ONCE + 3))
+    cache.write(0, cache.token_slots(torch.tensor([0]), torch.tensor([0])), ones, ones)
+    cache.copy([Copy(0, block, 1) for block in range(1, 2 * COPIES_AT_ONCE + 2)])
+    values = cache.read(0, torch.arange(2 * COPIES_AT_ONCE + 3))[1]
+    assert values[:-1].eq(1).all()
+    assert values[-1].eq(0).all()
 
 
 def test_a_token_of_gptj_6b_takes_458752_bytes() -> None:

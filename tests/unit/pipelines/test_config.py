@@ -170,7 +170,6 @@ def test_whatever_texts_a_job_holds_it_is_resolved_to_the_same(
         ("task.kind=embed", "task.kind: embed is not in this version"),
         ("output.partition_by=[label]", "output.partition_by: partitioned output is not in this version"),
         ("output.format=jsonl", "output.format: jsonl output is not in this version; parquet is"),
-        ("backend.prefix_caching=maybe", "backend.prefix_caching: must be true or false"),
     ],
 )
 def test_what_is_not_in_this_version_says_so(override: str, message: str) -> None:
@@ -270,6 +269,7 @@ def test_top_k_belongs_to_generate() -> None:
         ("model.dtype=int8", "model.dtype: must be 'auto', 'float16', 'bfloat16' or 'float32', got 'int8'"),
         ("model.path=''", "model.path: must not be empty"),
         ("backend.kv_cache_gb=0", "backend.kv_cache_gb: must be greater than 0, got 0"),
+        ("backend.prefix_caching=maybe", "backend.prefix_caching: must be true or false"),
         ("backend.max_running=1.5", "backend.max_running: must be a whole number, got 1.5"),
         ("backend.kind=tpu", "backend.kind: must be 'auto', 'native', 'vllm' or 'fake', got 'tpu'"),
         ("replicas.min=0", "replicas.min: must be greater than or equal to 1, got 0"),
