@@ -16,6 +16,45 @@ class StopCondition(Protocol):
         ...
 
 
+Allowed = bytes | tuple[int, ...]
+"""Token ids that may come next, in the form that costs less: as they are, where they are few; or a bit a token, that of
+token i in byte i // 8, the lowest bit first. Tokens behind the last byte may not come."""
+
+
+class ConstraintState(Protocol):
+    """Where one sequence stands in its constraint.
+
+    It speaks of tokens that stand for text. Those that end a sequence (end of text, stop tokens) are the engine's: they
+    are allowed where `may_end`, whatever else a token means.
+    """
+
+    def allowed(self) -> Allowed:
+        """Return the tokens that may come next, none where nothing can follow."""
+        ...
+
+    def accept(self, token_id: int) -> None:
+        """Go on by one token, one of those that were allowed."""
+        ...
+
+    @property
+    def may_end(self) -> bool:
+        """Say whether what was accepted so far is whole."""
+        ...
+
+    @property
+    def is_complete(self) -> bool:
+        """Say whether it is whole and nothing can follow: the sequence then ends without an end of text."""
+        ...
+
+
+class Constraint(Protocol):
+    """What a continuation must look like; shared by requests, so it holds no state of any of them."""
+
+    def start(self) -> ConstraintState:
+        """Return the state of a sequence that has generated nothing yet."""
+        ...
+
+
 @dataclass(frozen=True, kw_only=True)
 class SamplingParams:
     """How the tokens of one request are chosen.
@@ -81,12 +120,17 @@ class SamplingParams:
 
 @dataclass(frozen=True, kw_only=True)
 class Request:
-    """A prompt to be continued."""
+    """A prompt to be continued.
+
+    With a constraint, every token is one that it allows, and the sequence ends (finish_reason "stop") where it permits
+    an end and the model or `stop` ends it, or at once when it is complete. max_new_tokens may cut it before that.
+    """
 
     key: str
     prompt_token_ids: Sequence[int]
     sampling: SamplingParams = field(default_factory=SamplingParams)
     stop: StopCondition | None = None
+    constraint: Constraint | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -16,7 +16,7 @@ from itertools import islice
 from math import inf
 from typing import NamedTuple
 
-from gptj_batch.engine.stopping import end_of, stop_token_ids
+from gptj_batch.engine.stopping import reason_to_end, stop_token_ids, wants_to_end
 from gptj_batch.requests import Request
 from gptj_batch.results import FinishReason, Generated
 
@@ -77,11 +77,11 @@ class BeamSearch:
         """Choose the beams that run on and those that have finished.
 
         offers: the likeliest `num_candidates` tokens of every running beam, best first
-        Raises whatever the request's stop condition raises.
+        Raises RequestCodeError where the request's stop condition raises.
         """
         assert not self.is_done and len(offers) == len(self.running), f"{len(offers)} offers, {len(self.running)} beams"
         best = self._best(offers)
-        ends = [end_of(self.request, beam.token_ids, self._eos_token_ids) for beam in best]
+        ends = [self._end(beam.token_ids) for beam in best]
         num_beams = self._sampling.num_beams
         for beam, reason in islice(zip(best, ends, strict=True), num_beams):
             if reason is not None:
@@ -114,6 +114,10 @@ class BeamSearch:
             token_ids, logprobs = (*beam.token_ids, candidate.token_id), (*beam.logprobs, candidate.logprob)
             best.append(Beam(token_ids, logprobs, -total, parent))
         return best
+
+    def _end(self, token_ids: tuple[int, ...]) -> FinishReason | None:
+        wants_end = wants_to_end(self.request, token_ids, self._eos_token_ids)
+        return reason_to_end(self._sampling, len(token_ids), wants_end)
 
     def _is_settled(self) -> bool:
         """Say whether the search ends although beams run: as soon as num_beams have finished, or none will do better.

@@ -19,7 +19,7 @@ from gptj_batch.engine.sampling import Choice
 from gptj_batch.engine.scheduler import Scheduler
 from gptj_batch.engine.sequence import Sequence
 from gptj_batch.engine.single_pass import SinglePass
-from gptj_batch.engine.stopping import finish_reason
+from gptj_batch.engine.stopping import RequestCodeError, finish_reason
 from gptj_batch.errors import ConfigError
 from gptj_batch.model import MODEL_CLASSES, GPTJForCausalLM, HeadModel
 from gptj_batch.model_folder import Head
@@ -56,7 +56,7 @@ class Engine:
         self.model = model
         self.scheduler = Scheduler(self.bounds)
         self.runner = _runner(model, self.bounds) if isinstance(model, GPTJForCausalLM) else None
-        self.beams = Beams(self.scheduler, shape.eos_token_ids)
+        self.beams = Beams(self.scheduler, shape.vocab_size, shape.eos_token_ids)
         self.single_pass = SinglePass(model, self.bounds.max_step_tokens)
         self.limits = Limits(
             vocab_size=shape.vocab_size,
@@ -96,6 +96,11 @@ class Engine:
         """Say whether `step` has anything left to do or to hand out."""
         return self.scheduler.has_unfinished or self.single_pass.has_unfinished or bool(self._ready)
 
+    def refuse(self, request: AnyRequest) -> str | None:
+        """Return why `request` can never run here, or None: the rule, the values found, what to do."""
+        problem = self.limits.refuse(request)
+        return self.beams.refuse(request) if problem is None and isinstance(request, Request) else problem
+
     def add(self, request: AnyRequest, deliver: Deliver | None = None) -> None:
         """Take a request in; a later `step` returns its result, or hands it to `deliver` if that is given.
 
@@ -105,7 +110,7 @@ class Engine:
         self._num_added += 1
         if deliver is not None:
             self._deliveries[uid] = deliver
-        problem = self.limits.refuse(request)
+        problem = self.refuse(request)
         if problem is not None:
             self._hand_out(uid, Failed(key=request.key, error=problem))
         elif isinstance(request, Request):
@@ -182,13 +187,15 @@ class Engine:
         key = sequence.request.key
         if not choice.is_finite:
             return Failed(key=key, error="the model's logits are not finite; try a wider dtype (bfloat16, float32)")
+        if choice.problem is not None:
+            return Failed(key=key, error=choice.problem)
         sequence.append(choice.token_id)
         if choice.logprob is not None:
             sequence.logprobs.append(choice.logprob)
         try:
             reason = finish_reason(sequence, eos_token_ids)
-        except Exception as error:  # noqa: BLE001 - the request's own code; its message might quote the record
-            return Failed(key=key, error=f"the request's stop condition raised {type(error).__name__}; correct it")
+        except RequestCodeError as error:
+            return Failed(key=key, error=str(error))
         return None if reason is None else _generated(sequence, reason)
 
     def _hand_out(self, uid: int, result: AnyResult) -> None:

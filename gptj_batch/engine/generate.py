@@ -97,12 +97,12 @@ def generate(
 
 def _run(model: GPTJForCausalLM, requests: list[Request]) -> list[tuple[int, ...]]:
     """Return each request's new sequences, from an engine whose KV cache holds exactly these requests."""
-    num_blocks = sum(map(_num_blocks, requests))
+    num_blocks = sum(map(_max_blocks, requests))
     max_running = sum(request.sampling.num_beams for request in requests)
     config = EngineConfig(num_blocks=num_blocks, block_size_tokens=BLOCK_SIZE_TOKENS, max_running=max_running)
     engine = Engine(model, config)
     for request in requests:
-        problem = engine.limits.refuse(request)
+        problem = engine.refuse(request)
         if problem is not None:
             raise ValueError(f"{request.key}: {problem}")
     results = engine.run(requests)
@@ -113,10 +113,11 @@ def _run(model: GPTJForCausalLM, requests: list[Request]) -> list[tuple[int, ...
     return [one.token_ids for result in generated for one in (result, *result.alternatives)]
 
 
-def _num_blocks(request: Request) -> int:
-    """Return how many blocks a request takes at most; beams share none of theirs in the worst case."""
-    num_tokens = len(request.prompt_token_ids) + request.sampling.max_new_tokens
-    return request.sampling.num_beams * -(-num_tokens // BLOCK_SIZE_TOKENS)
+def _max_blocks(request: Request) -> int:
+    """Return how many blocks a request takes at most; its beams share the whole blocks of the prompt."""
+    num_prompt_tokens, sampling = len(request.prompt_token_ids), request.sampling
+    num_blocks = -(-(num_prompt_tokens + sampling.max_new_tokens) // BLOCK_SIZE_TOKENS)
+    return num_blocks + (sampling.num_beams - 1) * (num_blocks - num_prompt_tokens // BLOCK_SIZE_TOKENS)
 
 
 def _appended(input_ids: Tensor, new_token_ids: list[tuple[int, ...]], fill: int) -> Tensor:

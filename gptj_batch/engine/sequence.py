@@ -2,7 +2,7 @@
 
 from typing import NamedTuple
 
-from gptj_batch.requests import Request
+from gptj_batch.requests import ConstraintState, Request
 
 
 class Sequence:
@@ -17,6 +17,7 @@ class Sequence:
     block_table: the blocks that hold those, in order; empty while the sequence waits.
     num_promised_blocks: how many more it is sure to take, which nobody else is let in on.
     group: those it runs with; alone, a group of one.
+    constraint: where it stands in the request's constraint; None without one, and before its first token is chosen.
     is_live: False once it has finished, failed or been cancelled.
     """
 
@@ -34,6 +35,7 @@ class Sequence:
         self.block_table: list[int] = []
         self.num_promised_blocks = 0
         self.group = Group(self, 1)
+        self.constraint: ConstraintState | None = None
         self.is_live = True
 
     @property

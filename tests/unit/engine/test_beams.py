@@ -1,3 +1,4 @@
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -123,8 +124,9 @@ def test_logits_that_are_not_finite_fail_the_search(model: GPTJForCausalLM) -> N
     ("config", "sampling", "complaint"),
     [
         ({"max_step_tokens": 3}, {}, "num_beams must not exceed max_step_tokens (3), got 4"),
-        ({"num_blocks": 13}, {}, "got 4 beams of 6 + 10 tokens, which take up to 13 blocks"),
-        ({}, {"num_beams": 31}, "num_beams"),
+        ({"num_blocks": 12}, {}, "(12 blocks), got 4 beams of 6 + 10 tokens, which take up to 13"),
+        ({}, {"num_beams": 31}, "than the vocabulary has (61)"),
+        ({}, {"num_beams": 15, "stop_token_ids": (1, 2, 3)}, "num_beams 15 looks at 60"),
     ],
 )
 def test_a_search_that_can_never_run_is_refused_and_says_why(
@@ -134,7 +136,19 @@ def test_a_search_that_can_never_run_is_refused_and_says_why(
     assert isinstance(result, Failed) and complaint in result.error, result
 
 
+def test_a_constraint_and_beams_do_not_go_together(model: GPTJForCausalLM) -> None:
+    class Anything:
+        def start(self) -> Any:
+            raise AssertionError("not asked")
+
+    request = replace(make_request(), constraint=Anything())
+    (result,) = make_engine(model).run([request])
+    assert isinstance(result, Failed) and "num_beams must be 1 with a constraint, got 4" in result.error
+
+
 def test_a_cache_of_just_the_blocks_that_a_search_can_take_is_enough(model: GPTJForCausalLM) -> None:
     engine = make_engine(model, num_blocks=13, max_step_tokens=4)
     expected = generated(make_engine(model).run([make_request()])[0])
-    assert engine.run([make_request()]) == [expected]
+    found = generated(engine.run([make_request()])[0])
+    assert found.token_ids == expected.token_ids
+    assert engine.scheduler.num_preemptions == 0
