@@ -91,7 +91,7 @@ class Beams:
         return None
 
     def _follow(self, group: Group, beams: list[Beam]) -> None:
-        """Let the group's sequences become these beams: fork where there are too few, release where too many."""
+        """Let the group's sequences become these beams: fork where there are too few, prune where too many."""
         sequences, parents = group.sequences.copy(), [beam.parent for beam in beams]
         for parent in parents[len(sequences) :]:
             child = Sequence(sequences[parent].uid, sequences[parent].request)
@@ -99,7 +99,7 @@ class Beams:
         childless = [place for place in range(len(sequences)) if place not in parents]
         surplus = childless[: max(0, len(sequences) - len(beams))]
         for place in surplus:
-            self._scheduler.release(sequences[place])
+            self._scheduler.prune(sequences[place])
         kept = [place for place in range(len(sequences)) if place not in surplus]
         self._scheduler.reorder(
             [sequences[place] for place in kept], [kept.index(parent) for parent in parents[: len(kept)]]
