@@ -1,6 +1,7 @@
 """EngineConfig: what bounds a step and the KV cache, and the values chosen where nothing is given."""
 
 from dataclasses import dataclass, fields
+from typing import Literal
 
 from gptj_batch.errors import ConfigError
 
@@ -28,6 +29,7 @@ class EngineConfig:
     block_size_tokens: tokens in one block of it.
     prefix_caching: whether what prompts begin with in common is computed once and shared.
     device: where the model runs, "cpu" or "cuda" or "cuda:0".
+    kernels: "auto" uses compiled kernels where the device has them, "torch" none.
 
     Raises ConfigError for a value outside its range.
     """
@@ -39,15 +41,18 @@ class EngineConfig:
     block_size_tokens: int | None = None
     prefix_caching: bool = True
     device: str | None = None
+    kernels: Literal["auto", "torch"] = "auto"
 
     def __post_init__(self) -> None:
         """Refuse values that no engine could run under."""
         for field in fields(self):
             value = getattr(self, field.name)
-            if field.name in ("device", "prefix_caching") or value is None:
+            if field.name in ("device", "kernels", "prefix_caching") or value is None:
                 continue
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:
                 raise ConfigError(f"{field.name} must be a whole number of at least 1, or None, got {value!r}")
+        if self.kernels not in ("auto", "torch"):
+            raise ConfigError(f"kernels must be auto or torch, got {self.kernels!r}")
         if not isinstance(self.prefix_caching, bool):
             raise ConfigError(f"prefix_caching must be True or False, got {self.prefix_caching!r}")
         if self.kv_cache_bytes is not None and self.num_blocks is not None:

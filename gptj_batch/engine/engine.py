@@ -10,11 +10,11 @@ import torch
 
 from gptj_batch.engine.beam_offers import Offer
 from gptj_batch.engine.beams import Beams
-from gptj_batch.engine.config import Bounds, EngineConfig
-from gptj_batch.engine.kv_cache import KVCache, bytes_per_token, free_bytes
+from gptj_batch.engine.config import EngineConfig
+from gptj_batch.engine.kv_cache import bytes_per_token, free_bytes
 from gptj_batch.engine.limits import Limits
+from gptj_batch.engine.prepare import prepare_body, prepare_runner
 from gptj_batch.engine.row import Row
-from gptj_batch.engine.runner import Runner
 from gptj_batch.engine.sampling import Choice
 from gptj_batch.engine.scheduler import Scheduler
 from gptj_batch.engine.sequence import Sequence
@@ -35,12 +35,16 @@ class Engine:
     A model with a head of its own (classification, question answering) answers the requests of that head, each in one
     pass; only a causal language model gets a KV cache.
 
-    It uses the model's weights as they are, without copying them, and does not touch its training mode. It is not
-    thread-safe: one thread calls it, as `gptj_batch.backends.native` does on behalf of many.
+    It is not thread-safe: one thread calls it, as `gptj_batch.backends.native` does on behalf of many.
     """
 
-    def __init__(self, model: HeadModel, config: EngineConfig | None = None) -> None:
-        """Build an engine around `model`; raises ConfigError for a configuration that cannot work with it."""
+    def __init__(self, model: HeadModel, config: EngineConfig | None = None, *, take_weights: bool = False) -> None:
+        """Build an engine around `model`.
+
+        take_weights: the model gives its weights up, to be held in a form that suits the device, which is faster, and
+            cannot be used any more; otherwise they are used as they are, without copying them.
+        Raises ConfigError for a configuration that cannot work with the model.
+        """
         config = config or EngineConfig()
         shape = model.config
         if config.device is not None and not _is_same_device(torch.device(config.device), model.device):
@@ -55,9 +59,14 @@ class Engine:
         )
         self.model = model
         self.scheduler = Scheduler(self.bounds)
-        self.runner = _runner(model, self.bounds) if isinstance(model, GPTJForCausalLM) else None
         self.beams = Beams(self.scheduler, shape.vocab_size, shape.eos_token_ids)
-        self.single_pass = SinglePass(model, self.bounds.max_step_tokens)
+        body = prepare_body(model, take_weights=take_weights)
+        self.runner = (
+            prepare_runner(model, body, self.bounds, use_kernels=config.kernels == "auto")
+            if isinstance(model, GPTJForCausalLM)
+            else None
+        )
+        self.single_pass = SinglePass(model, body, self.bounds.max_step_tokens)
         self.limits = Limits(
             vocab_size=shape.vocab_size,
             n_positions=shape.n_positions,
@@ -89,7 +98,7 @@ class Engine:
         model = MODEL_CLASSES[head].from_pretrained(
             path, revision=revision, dtype=dtype, device=device, allow_new_head=False
         )
-        return cls(model, config)
+        return cls(model, config, take_weights=True)
 
     @property
     def has_unfinished(self) -> bool:
@@ -204,20 +213,6 @@ class Engine:
             self._ready.append(result)
         else:
             deliver(result)
-
-
-def _runner(model: GPTJForCausalLM, bounds: Bounds) -> Runner:
-    shape = model.config
-    cache = KVCache(
-        num_layers=shape.n_layer,
-        num_blocks=bounds.num_blocks,
-        num_heads=shape.n_head,
-        block_size_tokens=bounds.block_size_tokens,
-        head_dim=shape.head_dim,
-        dtype=model.dtype,
-        device=model.device,
-    )
-    return Runner(model, cache, shape.eos_token_ids)
 
 
 def _is_same_device(wanted: torch.device, found: torch.device) -> bool:

@@ -11,9 +11,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from gptj_batch.engine.padding import project
+from gptj_batch.engine.body import Body
 from gptj_batch.engine.row import Row
-from gptj_batch.model import GPTJForCausalLM, GPTJForQuestionAnswering, GPTJForSequenceClassification, HeadModel
+from gptj_batch.model import GPTJForQuestionAnswering, GPTJForSequenceClassification, HeadModel
 from gptj_batch.results import Classified, Failed, HeadResult, Labelled, SpanLogits
 
 # Logits over the vocabulary are made and reduced so many rows at a time: 128 x 50,400 in float32 are 26 MB.
@@ -31,20 +31,20 @@ class Reader(Protocol):
         ...
 
 
-def make_reader(model: HeadModel) -> Reader:
+def make_reader(model: HeadModel, body: Body) -> Reader:
     """Return the reader of a model's head."""
     if isinstance(model, GPTJForSequenceClassification):
         return ClassReader(model)
     if isinstance(model, GPTJForQuestionAnswering):
         return SpanReader(model)
-    return LabelReader(model)
+    return LabelReader(body)
 
 
 class LabelReader:
     """Sum the log-probabilities of every label's tokens."""
 
-    def __init__(self, model: GPTJForCausalLM) -> None:
-        self._model = model
+    def __init__(self, body: Body) -> None:
+        self._body = body
 
     def __call__(self, hidden: Tensor, rows: list[Row]) -> list[HeadResult | Failed]:
         """Return a `Labelled` per row; see `Reader`."""
@@ -65,7 +65,7 @@ class LabelReader:
         nodes, tokens = torch.tensor(targets, device=hidden.device).unbind(-1)
         logprobs = torch.empty(len(targets), dtype=torch.float32, device=hidden.device)
         for first in range(0, len(hidden), MAX_LOGIT_ROWS):
-            logits = project(self._model.lm_head, hidden[first : first + MAX_LOGIT_ROWS]).float()
+            logits = self._body.project(hidden[first : first + MAX_LOGIT_ROWS]).float()
             here = ((nodes >= first) & (nodes < first + MAX_LOGIT_ROWS)).nonzero()[:, 0]
             local = nodes[here] - first
             logprobs[here] = logits[local, tokens[here]] - logits.logsumexp(-1)[local]

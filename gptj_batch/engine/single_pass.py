@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from gptj_batch.engine.padding import encode
+from gptj_batch.engine.body import Body, Rotated
 from gptj_batch.engine.readers import make_reader
 from gptj_batch.engine.row import Row
 from gptj_batch.model import HeadModel
@@ -56,9 +56,9 @@ class SinglePass:
     overtaken for ever.
     """
 
-    def __init__(self, model: HeadModel, max_step_tokens: int) -> None:
-        self._model = model
-        self._read = make_reader(model)
+    def __init__(self, model: HeadModel, body: Body, max_step_tokens: int) -> None:
+        self._body = body
+        self._read = make_reader(model, body)
         self._max_step_tokens = max_step_tokens
         self._arrived: list[Row] = []
         self._sorted: list[Row] = []  # longest first: rows are taken from the end
@@ -102,7 +102,7 @@ class SinglePass:
     @torch.inference_mode()
     def _answer(self, rows: list[Row]) -> list[HeadResult | Failed]:
         """Feed the rows, and let the head read what it needs of the last hidden states."""
-        device = self._model.device
+        device = self._body.device
         token_ids: list[int] = []
         positions: list[int] = []
         read: list[int] = []
@@ -110,10 +110,9 @@ class SinglePass:
             token_ids += row.context + row.tree.token_ids[1:]
             positions += row.positions
             read += range(len(token_ids) - row.num_read, len(token_ids))
-        hidden = encode(
-            self._model.transformer,
+        hidden = self._body.encode(
             torch.tensor(token_ids, device=device),
             torch.tensor(positions, device=device),
-            TreeAttend(rows, device),
+            Rotated(TreeAttend(rows, device), len(token_ids), self._body.num_heads),
         )
         return self._read(hidden[torch.tensor(read, device=device)], rows)

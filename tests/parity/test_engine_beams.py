@@ -114,23 +114,24 @@ def test_a_group_that_is_preempted_finds_the_same(oracle: Any, prefix_caching: b
 
 
 def test_stop_conditions_let_the_number_of_beams_shrink_and_grow(oracle: Any) -> None:
-    """As where nothing but the search runs: see test_beam_search for that against transformers."""
+    """And no more run at once than may: the place of a beam that has gone is kept."""
     pair = make_pair(oracle, 1)
     sampling = SamplingParams(num_beams=4, num_return_sequences=4, max_new_tokens=14, early_stopping="never")
-    for divisor in (2, 3, 5):
+    requests, expected = [], []
+    for prompt in make_prompts(random.Random(0), 12):
 
-        def stop(token_ids: Any, divisor: int = divisor) -> bool:
+        def stop(token_ids: Any, divisor: int = 2 + len(prompt) % 3) -> bool:
             return len(token_ids) % 3 == 2 and token_ids[-1] % divisor != 0
 
-        for prompt in make_prompts(random.Random(divisor), 6):
-            request = Request(key="a", prompt_token_ids=prompt, sampling=sampling, stop=stop)
-            (theirs,) = search_theirs(pair.theirs, [prompt], sampling, stopping_criteria=[StopsLike(stop, len(prompt))])
-            engine = Engine(pair.ours, EngineConfig(num_blocks=100, block_size_tokens=4))
-            ours = run_beams(engine, [request])[0]
-            found = [ours, *ours.alternatives]
-            assert [list(one.token_ids) for one in found] == [
-                tokens[: len(one.token_ids)] for one, (tokens, _) in zip(found, theirs, strict=True)
-            ]
+        requests.append(Request(key="a", prompt_token_ids=prompt, sampling=sampling, stop=stop))
+        criteria = [StopsLike(stop, len(prompt))]
+        expected += search_theirs(pair.theirs, [prompt], sampling, stopping_criteria=criteria)
+    engine = Engine(pair.ours, EngineConfig(num_blocks=150, block_size_tokens=2, max_running=8))
+    for ours, theirs in zip(run_beams(engine, requests), expected, strict=True):
+        found = [ours, *ours.alternatives]
+        assert [list(one.token_ids) for one in found] == [
+            tokens[: len(one.token_ids)] for one, (tokens, _) in zip(found, theirs, strict=True)
+        ]
 
 
 class StopsLike:

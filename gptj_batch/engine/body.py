@@ -1,0 +1,124 @@
+"""Body: GPT-J's blocks as the engine runs them, over packed tokens and weights prepared for the device.
+
+Shape letters: see gptj_batch.engine. Here F is the width of the feed-forward half, R the rotary channels.
+"""
+
+from dataclasses import dataclass
+from typing import Protocol, cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from gptj_batch.engine.linear import Linear, LinearFactory
+from gptj_batch.engine.padding import padded_size
+from gptj_batch.model import GPTJForCausalLM, HeadModel
+from gptj_batch.model.attention import Attend
+from gptj_batch.model.block import GPTJBlock
+from gptj_batch.model.rotary import angles, rotate
+
+
+class FusedAttend(Protocol):
+    """Rotate queries and keys, and mix the values of the tokens that each token may see."""
+
+    def __call__(self, layer: int, projected: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        """Attend in one layer.
+
+        Rows of padding may follow the step's T tokens; what is returned for them does not matter.
+
+        projected: (T', 3 * E), queries, keys and values, not rotated    cos, sin: (T', R // 2), float32
+        returns: (T', E)
+        """
+        ...
+
+
+class Rotated:
+    """A `FusedAttend` made of a plain `Attend`, which knows neither rotation nor padding."""
+
+    def __init__(self, attend: Attend, num_tokens: int, num_heads: int) -> None:
+        self._attend = attend
+        self._num_tokens = num_tokens
+        self._num_heads = num_heads
+
+    def __call__(self, layer: int, projected: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        """Attend in one layer; see `FusedAttend`."""
+        num_tokens, num_padding = self._num_tokens, len(projected) - self._num_tokens
+        query, key, value = projected[:num_tokens].unflatten(-1, (3, self._num_heads, -1)).unbind(1)
+        cos, sin = cos[:num_tokens], sin[:num_tokens]
+        mixed = self._attend(layer, rotate(query, cos, sin), rotate(key, cos, sin), value).flatten(-2)
+        return F.pad(mixed, (0, 0, 0, num_padding)) if num_padding else mixed
+
+
+@dataclass(frozen=True)
+class _Layer:
+    """One block. Its norm is small, and stays what it is in the model."""
+
+    block: GPTJBlock
+    qkv: Linear
+    fc_in: Linear
+    out_proj: Linear
+    fc_out: Linear
+
+    def run(self, x: Tensor, cos: Tensor, sin: Tensor, layer: int, attend: FusedAttend) -> Tensor:
+        """Return x + attention(norm(x)) + mlp(norm(x)); the sums are made by the products that they follow.
+
+        x: (T', E)    cos, sin: (T', R // 2), float32    returns: (T', E)
+        """
+        normed = self.block.ln_1(x)
+        mixed = attend(layer, self.qkv(normed), cos, sin)
+        return self.fc_out(self.fc_in(normed), plus=self.out_proj(mixed, plus=x))
+
+
+class Body:
+    """Run packed tokens through the blocks, and rows of what comes out through a head's projection."""
+
+    def __init__(self, model: HeadModel, linears: LinearFactory) -> None:
+        shape = model.config
+        self.num_heads = shape.n_head
+        self.device = model.device
+        self._wte = model.transformer.wte
+        self._ln_f = model.transformer.ln_f
+        blocks = (cast(GPTJBlock, block) for block in model.transformer.h)
+        self._layers = [_prepare(block, linears, shape.activation_function) for block in blocks]
+        self._lm_head = linears.make([model.lm_head]) if isinstance(model, GPTJForCausalLM) else None
+        self._pads = model.device.type == "cpu"
+        self._cos, self._sin = angles(torch.arange(shape.n_positions, device=model.device), shape.rotary_dim)
+
+    def encode(
+        self, token_ids: Tensor, positions: Tensor, attend: FusedAttend, trace: list[Tensor] | None = None
+    ) -> Tensor:
+        """Run packed tokens through the model; `trace` collects the input of every block.
+
+        token_ids, positions: (T,), int64    returns: (T, E)
+        """
+        num_tokens = len(token_ids)
+        num_padding = padded_size(num_tokens) - num_tokens if self._pads else 0
+        token_ids, positions = F.pad(token_ids, (0, num_padding)), F.pad(positions, (0, num_padding))
+        hidden: Tensor = self._wte(token_ids)
+        cos, sin = self._cos[positions], self._sin[positions]
+        for index, layer in enumerate(self._layers):
+            if trace is not None:
+                trace.append(hidden[:num_tokens])
+            hidden = layer.run(hidden, cos, sin, index, attend)
+        output: Tensor = self._ln_f(hidden)[:num_tokens]
+        return output
+
+    def project(self, rows: Tensor) -> Tensor:
+        """Apply the language modelling head.
+
+        rows: (S, E)    returns: (S, V)
+        """
+        assert self._lm_head is not None, "the limits refuse what needs a language modelling head and has none"
+        num_padding = padded_size(len(rows)) - len(rows) if self._pads else 0
+        return self._lm_head(F.pad(rows, (0, 0, 0, num_padding)))[: len(rows)]
+
+
+def _prepare(block: GPTJBlock, linears: LinearFactory, activation: str) -> _Layer:
+    attention, mlp = block.attn, block.mlp
+    return _Layer(
+        block=block,
+        qkv=linears.make([attention.q_proj, attention.k_proj, attention.v_proj]),
+        fc_in=linears.make([mlp.fc_in], activation),
+        out_proj=linears.make([attention.out_proj]),
+        fc_out=linears.make([mlp.fc_out]),
+    )

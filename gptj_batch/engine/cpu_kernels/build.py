@@ -1,0 +1,99 @@
+"""Build the C++ kernels on first use, and find what was built before."""
+
+import ctypes
+import hashlib
+import os
+import platform
+import shutil
+import subprocess
+import tempfile
+from functools import cache
+from pathlib import Path
+from typing import Final
+
+SOURCE: Final = Path(__file__).with_name("kernels.cpp")
+COMPILERS: Final = ("g++", "c++", "clang++")
+FLAGS: Final = ("-O3", "-march=native", "-std=c++17", "-fopenmp", "-shared", "-fPIC")
+MAX_BUILD_S: Final = 120
+
+
+class KernelsUnavailable(Exception):  # noqa: N818 - a state of the machine, met by using torch
+    """The kernels cannot be built or loaded here; its message says why. Plain torch does the work instead."""
+
+
+def load_library() -> ctypes.CDLL:
+    """Return the kernels, compiled for this machine's CPU.
+
+    A build takes about two seconds, once a machine, and is kept in ~/.cache/gptj_batch. Raises
+    KernelsUnavailable, again and again without trying again.
+    """
+    library = _load_once()
+    if isinstance(library, KernelsUnavailable):
+        raise library
+    return library
+
+
+@cache
+def _load_once() -> ctypes.CDLL | KernelsUnavailable:
+    try:
+        return _load()
+    except KernelsUnavailable as error:
+        return error
+
+
+def _load() -> ctypes.CDLL:
+    compiler = next(filter(None, map(shutil.which, COMPILERS)), None)
+    if compiler is None:
+        raise KernelsUnavailable(f"no C++ compiler ({', '.join(COMPILERS)}) was found; install g++")
+    library = _cache_folder() / f"kernels-{_fingerprint(compiler)}.so"
+    if not library.exists():
+        _build(compiler, library)
+    try:
+        return ctypes.CDLL(str(library))
+    except OSError as error:
+        raise KernelsUnavailable(f"{library} cannot be loaded: {error}; remove it, so that it is built again") from None
+
+
+def _build(compiler: str, library: Path) -> None:
+    """Compile beside the final place and move there, so that a process beside this one never loads half a file."""
+    descriptor, unfinished = tempfile.mkstemp(suffix=".so", dir=library.parent)
+    os.close(descriptor)
+    try:
+        command = [compiler, *FLAGS, str(SOURCE), "-o", unfinished]
+        subprocess.run(command, check=True, capture_output=True, timeout=MAX_BUILD_S)  # noqa: S603 - no user input
+        Path(unfinished).replace(library)
+    except subprocess.CalledProcessError as error:
+        lines = error.stderr.decode(errors="replace").strip().splitlines() or ["no message"]
+        raise KernelsUnavailable(f"{compiler} could not build {SOURCE.name}: {lines[0][:200]}") from None
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise KernelsUnavailable(f"{compiler} could not be run ({type(error).__name__})") from None
+    finally:
+        Path(unfinished).unlink(missing_ok=True)
+
+
+def _cache_folder() -> Path:
+    """Return a folder that only this user can write: what lies there is loaded and run."""
+    try:
+        folder = Path.home() / ".cache" / "gptj_batch"
+        folder.mkdir(parents=True, exist_ok=True)
+        if folder.stat().st_uid == os.getuid() and os.access(folder, os.W_OK):
+            return folder
+    except (OSError, RuntimeError):  # no home, or one that cannot be written
+        pass
+    return Path(tempfile.mkdtemp(prefix="gptj_batch-kernels-"))
+
+
+def _fingerprint(compiler: str) -> str:
+    """Return a name for this source, compiler and CPU: a home may be shared by many machines."""
+    try:
+        version = subprocess.run([compiler, "--version"], capture_output=True, check=False, timeout=20).stdout  # noqa: S603
+    except (OSError, subprocess.TimeoutExpired):
+        version = b""
+    parts = (SOURCE.read_bytes(), " ".join(FLAGS).encode(), version, _cpu_features().encode())
+    return hashlib.sha256(b"\0".join(parts)).hexdigest()[:16]
+
+
+def _cpu_features() -> str:
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text(encoding="utf-8", errors="replace").splitlines() if cpuinfo.exists() else []
+    return next((line for line in lines if line.startswith(("flags", "Features"))), platform.processor())

@@ -1,0 +1,439 @@
+// Attention over a paged key/value cache on a CPU, for float32 and bfloat16.
+//
+// A block holds P tokens (a multiple of 16) of every head. Of one head it holds P / 16 tiles of 16 tokens each, laid out
+// so that no product needs a shuffle or a horizontal sum:
+//     keys,   float32:  [channel][token]             16 tokens are one vector
+//     keys,   bfloat16: [channel / 2][token][2]      16 tokens, two channels each, are one vector
+//     values, float32:  [token][channel]
+//     values, bfloat16: [token / 2][channel][2]
+// Channels are padded with zeros to a multiple of 16.
+//
+// Every sum has one order, whatever stands beside it: a score is summed over channels, a softmax over tiles of 16 in the
+// order of the sequence, an output over tokens in that order. So a token's result is the same, bit for bit, whether it
+// is computed alone or in a chunk, in whatever company, with its context computed now or found in the cache.
+#include <algorithm>
+#include <cstdint>
+#include <cstdlib>
+#include <cstring>
+#include <limits>
+#ifdef __AVX512BF16__
+#include <immintrin.h>
+#endif
+
+namespace {
+
+constexpr int LANES = 16;
+constexpr int QUERIES = 6;  // that share each load of a key or value: 6 x 4 sums and 4 loads fill 28 of 32 registers
+typedef float Vec __attribute__((vector_size(64)));
+typedef int32_t IVec __attribute__((vector_size(64)));
+
+Vec load(const float* from) { Vec v; std::memcpy(&v, from, sizeof v); return v; }
+Vec widen(const float* from) { return load(from); }
+Vec widen(const uint16_t* from) {
+    typedef uint16_t Half __attribute__((vector_size(32)));
+    Half half; std::memcpy(&half, from, sizeof half);
+    return (Vec)(__builtin_convertvector(half, IVec) << 16);
+}
+IVec load_pairs(const uint16_t* from) { IVec v; std::memcpy(&v, from, sizeof v); return v; }
+void store(float* to, Vec v) { std::memcpy(to, &v, sizeof v); }
+Vec splat(float x) { return x - Vec{}; }
+
+float to_float(uint16_t x) { uint32_t bits = uint32_t(x) << 16; float y; std::memcpy(&y, &bits, 4); return y; }
+float to_float(float x) { return x; }
+
+// Rounded to the nearest bfloat16, ties to even, as torch does; NaN stays NaN. The upper halves of the lanes hold it.
+inline IVec round_bits(Vec x) {
+    const IVec bits = (IVec)x;
+    return (x == x) ? bits + 0x7fff + ((bits >> 16) & 1) : IVec{} + 0x7fc00000;
+}
+inline void store_rounded(uint16_t* to, Vec x) {
+    typedef int16_t Half __attribute__((vector_size(32)));
+    const Half half = __builtin_convertvector(round_bits(x) >> 16, Half);
+    std::memcpy(to, &half, sizeof half);
+}
+inline void store_rounded(float* to, Vec x) { store(to, x); }
+void assign(uint16_t& to, float x) { to = uint16_t(uint32_t(round_bits(splat(x))[0]) >> 16); }
+void assign(float& to, float x) { to = x; }
+
+// acc + a[0] * b[0] + a[1] * b[1] in each lane: a is 16 pairs of bfloat16, b one pair.
+inline Vec dot_pairs(Vec acc, IVec a, int32_t b) {
+#ifdef __AVX512BF16__
+    return (Vec)_mm512_dpbf16_ps((__m512)acc, (__m512bh)(__m512i)a, (__m512bh)_mm512_set1_epi32(b));
+#else
+    const float b0 = to_float(uint16_t(b)), b1 = to_float(uint16_t(uint32_t(b) >> 16));
+    acc += (Vec)(a << 16) * b0;
+    acc += (Vec)(a & int32_t(0xffff0000)) * b1;
+    return acc;
+#endif
+}
+
+// e^x for x <= 0, to about 2 ulp (Cephes' expf: range reduction by ln 2 in two parts, then a polynomial).
+inline Vec exp_vec(Vec x) {
+    const Vec lowest = splat(-87.0f);
+    const IVec tiny = x < lowest;  // all ones where the result is 0
+    x = tiny ? lowest : x;
+    const Vec magic = splat(12582912.0f);  // 1.5 * 2^23: adding it rounds to the nearest whole number
+    Vec n = (x * 1.44269504088896341f + magic) - magic;
+    Vec r = x - n * 0.693359375f;
+    r = r - n * -2.12194440e-4f;
+    Vec p = splat(1.9875691500e-4f);
+    p = p * r + 1.3981999507e-3f;
+    p = p * r + 8.3334519073e-3f;
+    p = p * r + 4.1665795894e-2f;
+    p = p * r + 1.6666665459e-1f;
+    p = p * r + 5.0000001201e-1f;
+    p = p * r * r + r + 1.0f;
+    IVec power = (__builtin_convertvector(n, IVec) + 127) << 23;
+    Vec result = p * (Vec)power;
+    return tiny ? Vec{} : result;
+}
+
+float sum_lanes(Vec v) {
+    float total = 0.0f;
+    for (int i = 0; i < LANES; i++) total += v[i];
+    return total;
+}
+float max_lanes(Vec v) {
+    float most = v[0];
+    for (int i = 1; i < LANES; i++) most = v[i] > most ? v[i] : most;
+    return most;
+}
+
+struct Shape {
+    int heads, channels, padded, rotary, block_tokens;
+    float scale;
+    size_t tile() const { return size_t(LANES) * padded; }
+    size_t page() const { return size_t(block_tokens) * padded; }
+};
+
+// A stretch of query rows that belong to one sequence.
+struct Run {
+    int32_t row, count;    // the first row, and how many
+    int32_t first;         // how many keys stand before the first query's own
+    int32_t table;         // where its block numbers begin
+    int32_t masked;        // from here on a mask says which keys are seen; -1: each query sees all up to its own
+    int32_t num_keys;      // all keys of a masked run
+    int32_t mask;          // where its mask begins: count rows of num_keys - masked bytes
+    int32_t slot;          // of a single query whose key and value are not stored yet: block * block_tokens + offset; else -1
+    int32_t keys_of(int query) const { return masked < 0 ? first + query + 1 : num_keys; }
+};
+
+// Where one head's tile of 16 tokens stands.
+template <class E>
+struct Tiles {
+    const E* base; const int32_t* table; const Shape* shape; int head;
+    const E* operator[](int tile) const {
+        const int per_block = shape->block_tokens / LANES;
+        return base + (size_t(table[tile / per_block]) * shape->heads + head) * shape->page() + (tile % per_block) * shape->tile();
+    }
+};
+
+// What a single query reads, tile after tile: its keys, its values, the keys of the query that comes next. One query
+// gives the memory nothing to do while it computes, and every tile is a new page: without asking ahead, half as fast.
+template <class E>
+struct Stream {
+    const Tiles<E>*parts[3]; int counts[3];
+    const char* at(int tile) const {
+        for (int part = 0; part < 3; part++) {
+            if (tile < counts[part]) return reinterpret_cast<const char*>((*parts[part])[tile]);
+            tile -= counts[part];
+        }
+        return nullptr;
+    }
+};
+constexpr int AHEAD = 4;  // tiles
+
+// Tokens of one sequence whose keys and values go to one tile.
+struct Write {
+    int32_t row, count, slot;
+};
+
+inline void ask_for(const char* tile, size_t offset) {
+    if (tile) __builtin_prefetch(tile + offset, 0, 2);
+}
+
+// Scores of NQ queries against NT tiles.
+template <class E, int NQ, int NT>
+inline void score_tiles(const E* const* query, const Tiles<E>& keys, int tile, float* scores, size_t stride, const Shape& s, const Stream<E>* stream) {
+    Vec acc[NQ][NT] = {};
+    const E* k[NT];
+    const char* ahead[NT];
+    for (int t = 0; t < NT; t++) k[t] = keys[tile + t];
+    if constexpr (NQ == 1) for (int t = 0; t < NT; t++) ahead[t] = stream->at(tile + t + AHEAD);
+    if constexpr (sizeof(E) == 2) {
+        for (int c = 0; c < s.padded; c += 2) {
+            IVec key[NT];
+            for (int t = 0; t < NT; t++) key[t] = load_pairs(k[t] + c * LANES);
+            if constexpr (NQ == 1) for (int t = 0; t < NT; t++) ask_for(ahead[t], c * LANES * sizeof(E));
+            for (int q = 0; q < NQ; q++) {
+                int32_t pair; std::memcpy(&pair, query[q] + c, 4);
+                for (int t = 0; t < NT; t++) acc[q][t] = dot_pairs(acc[q][t], key[t], pair);
+            }
+        }
+    } else {
+        for (int c = 0; c < s.padded; c++) {
+            Vec key[NT];
+            for (int t = 0; t < NT; t++) key[t] = load(k[t] + c * LANES);
+            if constexpr (NQ == 1) for (int t = 0; t < NT; t++) ask_for(ahead[t], c * LANES * sizeof(E));
+            for (int q = 0; q < NQ; q++)
+                for (int t = 0; t < NT; t++) acc[q][t] += key[t] * query[q][c];
+        }
+    }
+    for (int q = 0; q < NQ; q++)
+        for (int t = 0; t < NT; t++) store(scores + q * stride + (tile + t) * LANES, acc[q][t] * s.scale);
+}
+
+// Weighted values of NQ queries, NC vectors of channels from `channel` on.
+template <class E, int NQ, int NC>
+inline void mix_channels(const E* const* weights, const Tiles<E>& values, int num_keys, int channel, float* out, size_t stride, const Shape& s, const Stream<E>* stream) {
+    Vec acc[NQ][NC] = {};
+    for (int tile = 0; tile * LANES < num_keys; tile++) {
+        const E* v = values[tile];
+        const int count = std::min(LANES, num_keys - tile * LANES);
+        const char* ahead = nullptr;
+        if constexpr (NQ == 1) if (channel == 0) ahead = stream->at(stream->counts[0] + tile + AHEAD);
+        if constexpr (sizeof(E) == 2) {
+            for (int j = 0; j < count; j += 2) {
+                IVec value[NC];
+                if constexpr (NQ == 1) for (size_t line = 0; line < s.padded * 4u; line += 64) ask_for(ahead, size_t(j) * s.padded * 2 + line);
+                for (int c = 0; c < NC; c++) {
+                    value[c] = load_pairs(v + (size_t(j) * s.padded + (channel + c * LANES) * 2));
+                    if (j + 1 == count) value[c] &= 0xffff;  // nothing is known of what stands behind the last token
+                }
+                for (int q = 0; q < NQ; q++) {
+                    int32_t pair; std::memcpy(&pair, weights[q] + tile * LANES + j, 4);
+                    for (int c = 0; c < NC; c++) acc[q][c] = dot_pairs(acc[q][c], value[c], pair);
+                }
+            }
+        } else {
+            for (int j = 0; j < count; j++) {
+                Vec value[NC];
+                if constexpr (NQ == 1) for (size_t line = 0; line < s.padded * 4u; line += 64) ask_for(ahead, size_t(j) * s.padded * 4 + line);
+                for (int c = 0; c < NC; c++) value[c] = load(v + size_t(j) * s.padded + channel + c * LANES);
+                for (int q = 0; q < NQ; q++)
+                    for (int c = 0; c < NC; c++) acc[q][c] += value[c] * weights[q][tile * LANES + j];
+            }
+        }
+    }
+    for (int q = 0; q < NQ; q++)
+        for (int c = 0; c < NC; c++) store(out + q * stride + channel + c * LANES, acc[q][c]);
+}
+
+// Turn the first `rotary` channels, pair by pair, in float32; pass the rest through, and fill up with zeros.
+template <class E>
+void rotate(const E* from, E* to, const float* cosine, const float* sine, const Shape& s) {
+    int i = 0;  // pair
+    if constexpr (sizeof(E) == 2)
+        for (; i + LANES <= s.rotary / 2; i += LANES) {
+            const IVec pairs = load_pairs(from + 2 * i);
+            const Vec even = (Vec)(pairs << 16), odd = (Vec)(pairs & int32_t(0xffff0000)), c = load(cosine + i), d = load(sine + i);
+            const IVec first = round_bits(even * c - odd * d), second = round_bits(odd * c + even * d);
+            const IVec both = ((first >> 16) & 0xffff) | (second & int32_t(0xffff0000));
+            std::memcpy(to + 2 * i, &both, sizeof both);
+        }
+    for (; i < s.rotary / 2; i++) {
+        const float even = to_float(from[2 * i]), odd = to_float(from[2 * i + 1]);
+        assign(to[2 * i], even * cosine[i] - odd * sine[i]);
+        assign(to[2 * i + 1], odd * cosine[i] + even * sine[i]);
+    }
+    std::memcpy(to + s.rotary, from + s.rotary, (s.channels - s.rotary) * sizeof(E));
+    std::memset(to + s.channels, 0, (s.padded - s.channels) * sizeof(E));
+}
+
+template <class E>
+struct Call {
+    Shape shape;
+    const E* qkv; size_t qkv_stride;
+    E* out; size_t out_stride;
+    E *keys, *values;
+    const float *cosine, *sine;
+    const int32_t* tables;
+    const uint8_t* mask;
+
+    // Store keys and values of one head. Whole tiles are written line by line: a token alone touches every line.
+    void write(const Write& w, int head, E* rotated) const {
+        const Shape& s = shape;
+        const size_t offset = w.slot % s.block_tokens, lane = offset % LANES, width = size_t(s.heads) * s.channels;
+        const size_t tile = (size_t(w.slot / s.block_tokens) * s.heads + head) * s.page() + offset / LANES * s.tile();
+        E *to_keys = keys + tile, *to_values = values + tile;
+        for (int i = 0; i < w.count; i++) {
+            const size_t token = w.row + i;
+            rotate(qkv + token * qkv_stride + head * s.channels + width, rotated + i * s.padded, cosine + token * (s.rotary / 2), sine + token * (s.rotary / 2), s);
+        }
+        constexpr int GROUP = sizeof(E) == 2 ? 2 : 1;  // channels of a key that stand side by side
+        for (int c = 0; c < s.padded; c += GROUP)
+            for (int i = 0; i < w.count; i++) std::memcpy(to_keys + c * LANES + (lane + i) * GROUP, rotated + i * s.padded + c, GROUP * sizeof(E));
+        for (int i = 0; i < w.count; i++) {
+            const E* value = qkv + (w.row + i) * qkv_stride + head * s.channels + 2 * width;
+            const size_t token = lane + i;
+            E* to = to_values + token / GROUP * GROUP * s.padded + token % GROUP;
+            for (int c = 0; c < s.channels; c++) to[c * GROUP] = value[c];
+            for (int c = s.channels; c < s.padded; c++) to[c * GROUP] = 0;
+        }
+    }
+
+    template <int NQ>
+    void attend(const Run& run, int first, int head, char* scratch, const Run* next) const {
+        const Shape& s = shape;
+        const int num_keys = run.keys_of(first + NQ - 1), num_tiles = (num_keys + LANES - 1) / LANES;
+        const size_t stride = size_t(num_tiles) * LANES;
+        E* rotated = reinterpret_cast<E*>(scratch);
+        float* mixed = reinterpret_cast<float*>(rotated + size_t(QUERIES) * s.padded);
+        float* scores = mixed + size_t(QUERIES) * s.padded;
+        E* weights = sizeof(E) == 4 ? reinterpret_cast<E*>(scores) : reinterpret_cast<E*>(scores + NQ * stride);
+        if (NQ == 1 && run.slot >= 0) write({run.row, 1, run.slot}, head, rotated);
+        const E *query[NQ], *weight[NQ];
+        for (int q = 0; q < NQ; q++) {
+            const size_t token = run.row + first + q;
+            rotate(qkv + token * qkv_stride + head * s.channels, rotated + q * s.padded, cosine + token * (s.rotary / 2), sine + token * (s.rotary / 2), s);
+            query[q] = rotated + q * s.padded;
+            weight[q] = weights + q * stride;
+        }
+        const Tiles<E> key_tiles{keys, tables + run.table, &s, head}, value_tiles{values, tables + run.table, &s, head};
+        const Tiles<E> next_tiles{keys, next ? tables + next->table : nullptr, &s, head};
+        const int num_next = NQ == 1 && next ? std::min(AHEAD, (next->keys_of(0) + LANES - 1) / LANES) : 0;
+        const Stream<E> stream{{&key_tiles, &value_tiles, &next_tiles}, {num_tiles, num_tiles, num_next}};
+        int tile = 0;
+        for (; tile + 4 <= num_tiles; tile += 4) score_tiles<E, NQ, 4>(query, key_tiles, tile, scores, stride, s, &stream);
+        switch (num_tiles - tile) {
+            case 3: score_tiles<E, NQ, 3>(query, key_tiles, tile, scores, stride, s, &stream); break;
+            case 2: score_tiles<E, NQ, 2>(query, key_tiles, tile, scores, stride, s, &stream); break;
+            case 1: score_tiles<E, NQ, 1>(query, key_tiles, tile, scores, stride, s, &stream);
+        }
+        float total[NQ];
+        for (int q = 0; q < NQ; q++) total[q] = soften(scores + q * stride, weights + q * stride, num_tiles, run, first + q);
+        int channel = 0;
+        if constexpr (NQ == 1)
+            for (; channel + 8 * LANES <= s.padded; channel += 8 * LANES) mix_channels<E, 1, 8>(weight, value_tiles, num_keys, channel, mixed, s.padded, s, &stream);
+        for (; channel + 4 * LANES <= s.padded; channel += 4 * LANES) mix_channels<E, NQ, 4>(weight, value_tiles, num_keys, channel, mixed, s.padded, s, &stream);
+        for (; channel < s.padded; channel += LANES) mix_channels<E, NQ, 1>(weight, value_tiles, num_keys, channel, mixed, s.padded, s, &stream);
+        for (int q = 0; q < NQ; q++) {
+            E* to = out + (run.row + first + q) * out_stride + head * s.channels;
+            const float share = 1.0f / total[q], *from = mixed + q * s.padded;
+            int c = 0;
+            for (; c + LANES <= s.channels; c += LANES) store_rounded(to + c, load(from + c) * share);
+            for (; c < s.channels; c++) assign(to[c], from[c] * share);
+        }
+    }
+
+    // Hide what the query may not see, then turn its scores into weights in place; returns their sum.
+    float soften(float* scores, E* weights, int num_tiles, const Run& run, int query) const {
+        const float hidden = -std::numeric_limits<float>::infinity();
+        for (int j = run.keys_of(query); j < num_tiles * LANES; j++) scores[j] = hidden;
+        if (run.masked >= 0) {
+            const int width = run.num_keys - run.masked;
+            const uint8_t* seen = mask + run.mask + size_t(query) * width;
+            for (int j = 0; j < width; j++) if (!seen[j]) scores[run.masked + j] = hidden;
+        }
+        Vec most = splat(hidden);
+        for (int t = 0; t < num_tiles; t++) { const Vec x = load(scores + t * LANES); most = x > most ? x : most; }
+        const Vec highest = splat(max_lanes(most));
+        Vec total = {};
+        for (int t = 0; t < num_tiles; t++) {
+            const Vec weight = exp_vec(load(scores + t * LANES) - highest);
+            total += weight;
+            store_rounded(weights + t * LANES, weight);
+        }
+        return sum_lanes(total);
+    }
+};
+
+template <class E>
+void run_layer(const Call<E>& call, const Write* writes, int num_writes, const Run* runs, const int32_t* items, int num_items, int max_keys, int threads) {
+    const Shape& s = call.shape;
+    const size_t keys = size_t((max_keys + LANES - 1) / LANES) * LANES;
+    const size_t bytes = std::max(QUERIES * (s.padded * (sizeof(E) + 4) + keys * 8), LANES * s.padded * sizeof(E)) + 256;
+#pragma omp parallel num_threads(threads)
+    {
+        char* scratch = static_cast<char*>(std::aligned_alloc(64, (bytes + 63) / 64 * 64));
+#pragma omp for collapse(2) schedule(static)
+        for (int head = 0; head < s.heads; head++)
+            for (int i = 0; i < num_writes; i++) call.write(writes[i], head, reinterpret_cast<E*>(scratch));
+#pragma omp for collapse(2) schedule(dynamic, 4)
+        for (int head = 0; head < s.heads; head++)
+            for (int i = 0; i < num_items; i++) {
+                const Run& run = runs[items[3 * i]];
+                const int first = items[3 * i + 1];
+                const Run* next = i + 1 < num_items ? &runs[items[3 * i + 3]] : nullptr;
+                switch (items[3 * i + 2]) {
+                    case 1: call.template attend<1>(run, first, head, scratch, next); break;
+                    case 2: call.template attend<2>(run, first, head, scratch, next); break;
+                    case 3: call.template attend<3>(run, first, head, scratch, next); break;
+                    case 4: call.template attend<4>(run, first, head, scratch, next); break;
+                    case 5: call.template attend<5>(run, first, head, scratch, next); break;
+                    default: call.template attend<6>(run, first, head, scratch, next);
+                }
+            }
+        std::free(scratch);
+    }
+}
+
+struct LayerArguments {
+    int32_t is_bfloat16, num_writes, heads, channels, rotary, block_tokens, num_items, max_keys, threads;
+    float scale;
+    int64_t qkv_stride, out_stride;
+    void *qkv, *out, *keys, *values;
+    const float *cosine, *sine;
+    const int32_t *writes, *tables, *runs, *items;
+    const uint8_t* mask;
+};
+
+template <class E>
+void attend_layer(const LayerArguments& a, const Shape& shape) {
+    const Call<E> call{shape, (const E*)a.qkv, size_t(a.qkv_stride), (E*)a.out, size_t(a.out_stride), (E*)a.keys, (E*)a.values, a.cosine, a.sine, a.tables, a.mask};
+    run_layer(call, (const Write*)a.writes, a.num_writes, (const Run*)a.runs, a.items, a.num_items, a.max_keys, a.threads);
+}
+
+// One row's highest value: the first of equals, and whether all of them are finite.
+template <class E>
+void find_best(const E* row, int64_t count, int64_t* index, uint8_t* is_finite) {
+    int64_t best = 0;
+    float highest = -std::numeric_limits<float>::infinity();
+    IVec odd = {};
+    for (int64_t first = 0; first < count; first += 1024) {
+        const int64_t stop = std::min(first + 1024, count);
+        Vec most = splat(highest);
+        int64_t i = first;
+        for (; i + LANES <= stop; i += LANES) {
+            const Vec x = widen(row + i);
+            most = x > most ? x : most;
+            odd |= ((IVec)x & 0x7f800000) == 0x7f800000;
+        }
+        float here = max_lanes(most);
+        for (; i < stop; i++) {
+            const float x = to_float(row[i]);
+            here = x > here ? x : here;
+            if (!(x - x == 0.0f)) odd[0] = -1;
+        }
+        if (here > highest) {
+            highest = here;
+            best = first;
+            while (to_float(row[best]) != here) best++;
+        }
+    }
+    int any = 0;
+    for (int i = 0; i < LANES; i++) any |= odd[i];
+    *index = best;
+    *is_finite = any == 0;
+}
+
+}  // namespace
+
+extern "C" {
+
+// Write the keys and values of the step's tokens, then let its queries attend.
+void gptj_attend(const LayerArguments* a) {
+    const Shape shape{a->heads, a->channels, (a->channels + LANES - 1) / LANES * LANES, a->rotary, a->block_tokens, a->scale};
+    if (a->is_bfloat16) attend_layer<uint16_t>(*a, shape);
+    else attend_layer<float>(*a, shape);
+}
+
+// The highest of each row of (rows, count): its index, and whether the row is finite throughout.
+void gptj_best(const void* scores, int32_t is_bfloat16, int64_t rows, int64_t count, int64_t* index, uint8_t* is_finite, int32_t threads) {
+#pragma omp parallel for num_threads(threads) schedule(static)
+    for (int64_t row = 0; row < rows; row++) {
+        if (is_bfloat16) find_best((const uint16_t*)scores + row * count, count, index + row, is_finite + row);
+        else find_best((const float*)scores + row * count, count, index + row, is_finite + row);
+    }
+}
+}

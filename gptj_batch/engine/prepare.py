@@ -1,0 +1,67 @@
+"""What an engine is made of on a given device: how weights are held, and how attention is computed."""
+
+import torch
+
+from gptj_batch.engine.body import Body
+from gptj_batch.engine.config import Bounds
+from gptj_batch.engine.cpu_attention import DTYPES, TILE_TOKENS, CpuPagedAttention, padded_head_dim
+from gptj_batch.engine.cpu_kernels.build import KernelsUnavailable, load_library
+from gptj_batch.engine.kv_cache import KVCache
+from gptj_batch.engine.linear import JoinedWeights, LinearFactory, PackedWeights, SharedWeights
+from gptj_batch.engine.paged_attention import PagedAttention, TorchPagedAttention
+from gptj_batch.engine.runner import Runner
+from gptj_batch.model import GPTJForCausalLM, HeadModel
+
+
+def prepare_body(model: HeadModel, *, take_weights: bool) -> Body:
+    """Return the blocks of a model; with `take_weights` the model gives them up, for a form that suits the device."""
+    return Body(model, _linears(model.device, model.dtype) if take_weights else SharedWeights())
+
+
+def prepare_runner(model: GPTJForCausalLM, body: Body, bounds: Bounds, *, use_kernels: bool) -> Runner:
+    """Return what runs the steps of generation, with a KV cache of the size that `bounds` says."""
+    attention = _attention(model, bounds, use_kernels)
+    return Runner(body, attention, bounds.block_size_tokens, model.config.eos_token_ids)
+
+
+def _linears(device: torch.device, dtype: torch.dtype) -> LinearFactory:
+    if device.type != "cpu":
+        return JoinedWeights()
+    is_packable = torch.backends.mkldnn.is_available() and (
+        dtype == torch.float32 or (dtype == torch.bfloat16 and torch.ops.mkldnn._is_mkldnn_bf16_supported())
+    )
+    return PackedWeights() if is_packable else SharedWeights()
+
+
+def _attention(model: GPTJForCausalLM, bounds: Bounds, use_kernels: bool) -> PagedAttention:
+    head_dim = model.config.head_dim
+    if use_kernels and why_no_cpu_kernels(model.device, model.dtype, bounds.block_size_tokens) is None:
+        return CpuPagedAttention(_cache(model, bounds, padded_head_dim(head_dim)), head_dim)
+    return TorchPagedAttention(_cache(model, bounds, head_dim))
+
+
+def why_no_cpu_kernels(device: torch.device, dtype: torch.dtype, block_size_tokens: int) -> str | None:
+    """Return why the C++ kernels cannot be used, or None where they can."""
+    if device.type != "cpu":
+        return "the model is not on a CPU"
+    if dtype not in DTYPES:
+        return f"they have no {str(dtype).removeprefix('torch.')}"
+    if block_size_tokens % TILE_TOKENS:
+        return f"block_size_tokens ({block_size_tokens}) is no multiple of {TILE_TOKENS}"
+    try:
+        load_library()
+    except KernelsUnavailable as error:
+        return str(error)
+    return None
+
+
+def _cache(model: GPTJForCausalLM, bounds: Bounds, head_dim: int) -> KVCache:
+    return KVCache(
+        num_layers=model.config.n_layer,
+        num_blocks=bounds.num_blocks,
+        num_heads=model.config.n_head,
+        block_size_tokens=bounds.block_size_tokens,
+        head_dim=head_dim,
+        dtype=model.dtype,
+        device=model.device,
+    )
