@@ -127,7 +127,8 @@ def test_stop_conditions_let_the_number_of_beams_shrink_and_grow(oracle: Any) ->
         criteria = [StopsLike(stop, len(prompt))]
         expected += search_theirs(pair.theirs, [prompt], sampling, stopping_criteria=criteria)
     engine = Engine(pair.ours, EngineConfig(num_blocks=150, block_size_tokens=2, max_running=8))
-    for ours, theirs in zip(run_beams(engine, requests), expected, strict=True):
+    found_beside_others = run_beams(engine, [*requests, *make_others(random.Random(0))])[: len(requests)]
+    for ours, theirs in zip(found_beside_others, expected, strict=True):
         found = [ours, *ours.alternatives]
         assert [list(one.token_ids) for one in found] == [
             tokens[: len(one.token_ids)] for one, (tokens, _) in zip(found, theirs, strict=True)
