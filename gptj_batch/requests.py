@@ -2,7 +2,10 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Literal, Protocol, Self
+
+# The length of a text to this power still fits a float32, with room for its log-probability.
+MAX_LENGTH_PENALTY = 10.0
 
 
 class StopCondition(Protocol):
@@ -58,6 +61,8 @@ class SamplingParams:
 
     temperature 0.0 is greedy decoding; then top_k, top_p, min_p and seed play no part. top_k 0 and top_p 1.0 are off.
     The filters apply in transformers' order: repetition penalty, temperature, top_k, top_p, min_p.
+    num_beams above 1 is beam search, which draws nothing; length_penalty, early_stopping and num_return_sequences mean
+    what they mean in transformers and play no part without beams.
     Raises ValueError for a value outside its range.
     """
 
@@ -72,6 +77,15 @@ class SamplingParams:
     stop_token_ids: tuple[int, ...] = ()
     ignore_eos: bool = False
     logprobs: bool = False
+    num_beams: int = 1
+    length_penalty: float = 1.0
+    early_stopping: bool | Literal["never"] = False
+    num_return_sequences: int = 1
+
+    @classmethod
+    def mlperf_gptj(cls) -> Self:
+        """Return the decoding that MLPerf Inference prescribes for GPT-J's summaries of news."""
+        return cls(max_new_tokens=128, min_new_tokens=30, num_beams=4, early_stopping=True)
 
     def __post_init__(self) -> None:
         """Refuse values that no decoding could honour."""
@@ -83,10 +97,25 @@ class SamplingParams:
             "top_p": (0.0 < self.top_p <= 1.0, "above 0.0, at most 1.0"),
             "min_p": (0.0 <= self.min_p <= 1.0, "between 0.0 and 1.0"),
             "repetition_penalty": (0.0 < self.repetition_penalty < float("inf"), "above 0.0"),
+            "num_beams": (self.num_beams >= 1, "1 (no beam search) or more"),
+            "length_penalty": (abs(self.length_penalty) <= MAX_LENGTH_PENALTY, f"within {MAX_LENGTH_PENALTY} of 0"),
+            "early_stopping": (
+                isinstance(self.early_stopping, bool) or self.early_stopping == "never",
+                'True, False or "never"',
+            ),
+            "num_return_sequences": (
+                1 <= self.num_return_sequences <= max(1, self.num_beams),
+                f"between 1 and num_beams ({self.num_beams})",
+            ),
         }
         for name, (holds, rule) in rules.items():
             if not holds:
                 raise ValueError(f"{name} must be {rule}, got {getattr(self, name)}")
+        if self.num_beams > 1 and self.temperature > 0.0:
+            raise ValueError(
+                f"num_beams {self.num_beams} is beam search, which draws nothing: temperature must then be 0.0, got "
+                f"{self.temperature}; set it to 0.0, or num_beams to 1 to sample"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)

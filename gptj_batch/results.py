@@ -8,13 +8,19 @@ FinishReason = Literal["stop", "length"]
 
 @dataclass(frozen=True, kw_only=True)
 class Generated:
-    """The continuation of one request; `token_ids` includes the end-of-text or stop token that ended it."""
+    """The continuation of one request; `token_ids` includes the end-of-text or stop token that ended it.
+
+    By beam search it also has a score (transformers' `sequences_scores`: the summed log-probability, divided by the
+    length to the power of length_penalty), and where num_return_sequences asks for more, the next best: `alternatives`.
+    """
 
     key: str
     token_ids: tuple[int, ...]
     finish_reason: FinishReason
     num_prompt_tokens: int
     logprobs: tuple[float, ...] | None = None
+    score: float | None = None
+    alternatives: "tuple[Generated, ...]" = ()
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -3,6 +3,7 @@
 import hashlib
 import threading
 from collections.abc import Sequence
+from dataclasses import replace
 
 from gptj_batch.backends.base import TokenCounts
 from gptj_batch.errors import BackendError
@@ -59,7 +60,22 @@ class FakeBackend:
 
     def _generate(self, request: Request) -> Generated | Failed:
         sampling = request.sampling
-        seed = "greedy" if sampling.temperature == 0.0 else f"{sampling.seed} {sampling.temperature}"
+        if sampling.num_beams > 1:
+            return self._search(request)
+        return self._continue(
+            request, "greedy" if sampling.temperature == 0.0 else f"{sampling.seed} {sampling.temperature}"
+        )
+
+    def _search(self, request: Request) -> Generated | Failed:
+        """Return as many continuations as are asked for, best first, as beam search does."""
+        beams = [self._continue(request, f"beam {number}") for number in range(request.sampling.num_return_sequences)]
+        scored = [replace(beam, score=-1.0 - place) for place, beam in enumerate(beams) if isinstance(beam, Generated)]
+        if len(scored) < len(beams):
+            return next(beam for beam in beams if isinstance(beam, Failed))
+        return replace(scored[0], alternatives=tuple(scored[1:]))
+
+    def _continue(self, request: Request, seed: str) -> Generated | Failed:
+        sampling = request.sampling
         token_ids: list[int] = []
         logprobs: list[float] = []
         reason: FinishReason = "length"

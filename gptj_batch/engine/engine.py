@@ -8,6 +8,8 @@ from typing import Self
 
 import torch
 
+from gptj_batch.engine.beam_offers import Offer
+from gptj_batch.engine.beams import Beams
 from gptj_batch.engine.config import EngineConfig
 from gptj_batch.engine.kv_cache import bytes_per_token, free_bytes
 from gptj_batch.engine.limits import Limits
@@ -57,6 +59,7 @@ class Engine:
         )
         self.model = model
         self.scheduler = Scheduler(self.bounds)
+        self.beams = Beams(self.scheduler, shape.vocab_size, shape.eos_token_ids)
         body = prepare_body(model, take_weights=take_weights)
         self.runner = (
             prepare_runner(model, body, self.bounds, use_kernels=config.kernels == "auto")
@@ -102,6 +105,11 @@ class Engine:
         """Say whether `step` has anything left to do or to hand out."""
         return self.scheduler.has_unfinished or self.single_pass.has_unfinished or bool(self._ready)
 
+    def refuse(self, request: AnyRequest) -> str | None:
+        """Return why `request` can never run here, or None: the rule, the values found, what to do."""
+        problem = self.limits.refuse(request)
+        return self.beams.refuse(request) if problem is None and isinstance(request, Request) else problem
+
     def add(self, request: AnyRequest, deliver: Deliver | None = None) -> None:
         """Take a request in; a later `step` returns its result, or hands it to `deliver` if that is given.
 
@@ -111,11 +119,11 @@ class Engine:
         self._num_added += 1
         if deliver is not None:
             self._deliveries[uid] = deliver
-        problem = self.limits.refuse(request)
+        problem = self.refuse(request)
         if problem is not None:
             self._hand_out(uid, Failed(key=request.key, error=problem))
         elif isinstance(request, Request):
-            self.scheduler.add(Sequence(uid, request))
+            self.scheduler.add(Sequence(uid, request), num_sequences=request.sampling.num_beams)
         else:
             self.single_pass.add(Row(uid, request))
 
@@ -146,10 +154,9 @@ class Engine:
         step = self.scheduler.schedule()
         if step.chunks:
             assert self.runner is not None, "the limits refuse what this model cannot generate"
-            choices = self.runner.run(step)
-            spoiled = {sequence for sequence, choice in choices if not choice.is_finite}
-            self.scheduler.commit(step, spoiled)
-            self._postprocess(choices, self.runner.eos_token_ids)
+            outcomes = self.runner.run(step)
+            self.scheduler.commit(step, {sequence for sequence, outcome in outcomes if _is_spoiled(outcome)})
+            self._postprocess(outcomes, self.runner.eos_token_ids)
         finished, self._ready = self._ready, []
         return finished
 
@@ -170,14 +177,19 @@ class Engine:
         results = self.run(requests)
         return [result for result in results if isinstance(result, Labelled | Failed)]
 
-    def _postprocess(self, choices: list[tuple[Sequence, Choice]], eos_token_ids: tuple[int, ...]) -> None:
+    def _postprocess(self, outcomes: list[tuple[Sequence, Choice | Offer]], eos_token_ids: tuple[int, ...]) -> None:
         """Append each sequence's next token, and let go of those that this finishes."""
-        for sequence, choice in choices:
+        for sequence, choice in outcomes:
             # A stop condition may have cancelled any sequence, its own included.
-            result = self._advance(sequence, choice, eos_token_ids) if sequence.is_live else None
+            if not isinstance(choice, Choice) or not sequence.is_live:
+                continue
+            result = self._advance(sequence, choice, eos_token_ids)
             if result is not None and sequence.is_live:
                 self.scheduler.release(sequence)
                 self._hand_out(sequence.uid, result)
+        offers = {sequence: offer for sequence, offer in outcomes if not isinstance(offer, Choice)}
+        for uid, result in self.beams.advance(offers):
+            self._hand_out(uid, result)
 
     def _advance(self, sequence: Sequence, choice: Choice, eos_token_ids: tuple[int, ...]) -> Generated | Failed | None:
         """Append a token; return the result if the sequence is done or has failed."""
@@ -205,6 +217,11 @@ class Engine:
 
 def _is_same_device(wanted: torch.device, found: torch.device) -> bool:
     return wanted.type == found.type and wanted.index in (None, found.index)
+
+
+def _is_spoiled(outcome: Choice | Offer) -> bool:
+    """Say whether the logits were not finite, so that what is cached of the sequence is worth nothing."""
+    return outcome is None or (isinstance(outcome, Choice) and not outcome.is_finite)
 
 
 def _generated(sequence: Sequence, reason: FinishReason) -> Generated:

@@ -5,9 +5,10 @@ Shape letters: see gptj_batch.engine.
 
 import torch
 
+from gptj_batch.engine.beam_offers import Offer, choose_or_offer
 from gptj_batch.engine.body import Body
 from gptj_batch.engine.paged_attention import PagedAttention
-from gptj_batch.engine.sampling import Choice, choose
+from gptj_batch.engine.sampling import Choice
 from gptj_batch.engine.scheduler import Step
 from gptj_batch.engine.sequence import Sequence
 from gptj_batch.engine.step_batch import build_step_batch
@@ -25,11 +26,11 @@ class Runner:
         self.eos_token_ids = eos_token_ids
 
     @torch.inference_mode()
-    def run(self, step: Step) -> list[tuple[Sequence, Choice]]:
+    def run(self, step: Step) -> list[tuple[Sequence, Choice | Offer]]:
         """Feed the step's tokens and choose the next one wherever a sequence's last token was among them."""
         batch = build_step_batch(step, self._block_size_tokens, self._body.device)
         hidden = self._body.encode(batch.token_ids, batch.positions, self._attention.plan(batch))
         if not batch.sequences:
             return []
         logits = self._body.project(hidden[batch.logit_rows])
-        return list(zip(batch.sequences, choose(logits, batch.sequences, self.eos_token_ids), strict=True))
+        return list(zip(batch.sequences, choose_or_offer(logits, batch.sequences, self.eos_token_ids), strict=True))

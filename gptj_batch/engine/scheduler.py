@@ -158,6 +158,15 @@ class Scheduler:
         self._tables.bear(child.group)
         self._tables.fork(parent, child)
 
+    def prune(self, sequence: Sequence) -> None:
+        """Take one of several sequences out of a running group; its place is kept for one to be forked later."""
+        group = sequence.group
+        assert group.is_running and len(group.sequences) > 1, "the last sequence of a group is released with it"
+        sequence.is_live = False
+        self._stop(sequence)
+        group.sequences.remove(sequence)
+        self._tables.expect(group)
+
     def reorder(self, sequences: list[Sequence], parents: list[int]) -> None:
         """Let each sequence go on from what another was: `sequences[i]` from `sequences[parents[i]]`.
 

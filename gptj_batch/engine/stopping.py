@@ -1,10 +1,11 @@
 """Stopping: when a sequence is done, and why."""
 
 from collections.abc import Iterator
+from collections.abc import Sequence as Ordered
 from contextlib import contextmanager
 
 from gptj_batch.engine.sequence import Sequence
-from gptj_batch.requests import SamplingParams
+from gptj_batch.requests import Request, SamplingParams
 from gptj_batch.results import FinishReason
 
 
@@ -34,22 +35,34 @@ def must_go_on(sequence: Sequence) -> bool:
 def finish_reason(sequence: Sequence, eos_token_ids: tuple[int, ...]) -> FinishReason | None:
     """Return why the sequence is done after its last token, or None while it is not.
 
-    To be called once a token, as its constraint hears of the token here. The request's own stop condition
-    is asked after every token, but not heeded before min_new_tokens is reached, nor where the constraint permits no
-    end. Raises RequestCodeError where the condition or the constraint raises.
+    To be called once a token, as its constraint hears of the token here. Where the constraint permits no end, neither
+    a stop token nor the request's stop condition is heeded. Raises RequestCodeError where either raises.
     """
     request, generated, constraint = sequence.request, sequence.generated_token_ids, sequence.constraint
-    is_stop_token = generated[-1] in stop_token_ids(request.sampling, eos_token_ids)
     is_complete, may_end = False, True
     if constraint is not None:
         with blaming("constraint"):
-            if not is_stop_token:
+            if generated[-1] not in stop_token_ids(request.sampling, eos_token_ids):
                 constraint.accept(generated[-1])
             is_complete, may_end = constraint.is_complete, constraint.may_end
+    wants_end = wants_to_end(request, generated, eos_token_ids) or is_complete
+    return reason_to_end(request.sampling, len(generated), wants_end and may_end)
+
+
+def wants_to_end(request: Request, generated: Ordered[int], eos_token_ids: tuple[int, ...]) -> bool:
+    """Say whether the last token is one that ends, or completes what the request's own stop condition waits for.
+
+    That condition is asked after every token. Raises RequestCodeError where it raises.
+    """
     wants_stop = False
     if request.stop is not None:
         with blaming("stop condition"):
             wants_stop = request.stop(generated)
-    if (wants_stop or is_stop_token or is_complete) and may_end and not must_go_on(sequence):
+    return wants_stop or generated[-1] in stop_token_ids(request.sampling, eos_token_ids)
+
+
+def reason_to_end(sampling: SamplingParams, num_generated: int, wants_end: bool) -> FinishReason | None:
+    """Return why a sequence ends after so many tokens, or None: no stop is heeded before min_new_tokens is reached."""
+    if wants_end and num_generated >= sampling.min_new_tokens:
         return "stop"
-    return "length" if len(generated) >= request.sampling.max_new_tokens else None
+    return "length" if num_generated >= sampling.max_new_tokens else None

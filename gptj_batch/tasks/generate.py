@@ -15,7 +15,7 @@ from gptj_batch.model_folder import Head
 from gptj_batch.prompts.template import PromptTemplate
 from gptj_batch.prompts.tokenizer import Tokenizer
 from gptj_batch.prompts.truncation import TruncationSide
-from gptj_batch.requests import AnyRequest, Request, SamplingParams
+from gptj_batch.requests import MAX_LENGTH_PENALTY, AnyRequest, Request, SamplingParams
 from gptj_batch.results import AnyResult, Generated
 from gptj_batch.tasks.base import Settings, column
 from gptj_batch.tasks.prompted import PromptEncoder
@@ -48,6 +48,13 @@ class GenerateSettings(Settings):
     """Continuations of each record."""
     seed: int = 0
     """Sampling draws from the seed, the record's key and the sample's number, and from nothing else."""
+    num_beams: int = Field(default=1, ge=1, le=256)
+    """Above 1, beam search: the likeliest continuation among so many kept at a time."""
+    length_penalty: float = Field(default=1.0, ge=-MAX_LENGTH_PENALTY, le=MAX_LENGTH_PENALTY)
+    """Beams compare by log-probability / number of tokens ** length_penalty: above 0, longer texts gain."""
+    early_stopping: bool | Literal["never"] = False
+    """Whether beam search ends with the num_beams-th finished beam; false ends it when none is likely to do better,
+    never only when none could."""
     logprobs: bool = False
     """Add the log-probability of every generated token."""
     truncate: TruncationSide = "error"
@@ -69,6 +76,16 @@ class GenerateSettings(Settings):
     def _check(self) -> Self:
         if self.min_new_tokens > self.max_new_tokens:
             raise ValueError(f"min_new_tokens ({self.min_new_tokens}) is above max_new_tokens ({self.max_new_tokens})")
+        if self.num_beams > 1 and self.num_samples > 1:
+            raise ValueError(
+                f"num_samples ({self.num_samples}) and num_beams ({self.num_beams}) are both above 1: beam search "
+                "draws no samples; set one of them to 1"
+            )
+        if self.num_beams > 1 and self.temperature > 0.0:
+            raise ValueError(
+                f"num_beams ({self.num_beams}) above 1 needs temperature 0, got {self.temperature}: beam search draws "
+                "nothing; set temperature to 0, or num_beams to 1 to sample"
+            )
         if self.num_samples > 1 and self.temperature == 0.0:
             raise ValueError("num_samples above 1 needs a temperature above 0: greedy samples are all the same")
         return self
@@ -197,6 +214,9 @@ class GenerateRequestMaker:
             min_p=settings.min_p,
             repetition_penalty=settings.repetition_penalty,
             seed=row_seed(settings.seed, key, sample),
+            num_beams=settings.num_beams,
+            length_penalty=settings.length_penalty,
+            early_stopping=settings.early_stopping,
             logprobs=settings.logprobs,
         )
 

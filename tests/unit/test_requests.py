@@ -32,6 +32,21 @@ def test_without_parameters_decoding_is_greedy() -> None:
         ({"min_p": 1.1}, "min_p must be between 0.0 and 1.0, got 1.1"),
         ({"repetition_penalty": 0.0}, "repetition_penalty must be above 0.0, got 0.0"),
         ({"repetition_penalty": math.inf}, "repetition_penalty must be above 0.0, got inf"),
+        ({"num_beams": 0}, "num_beams must be 1 (no beam search) or more, got 0"),
+        ({"length_penalty": math.nan}, "length_penalty must be within 10.0 of 0, got nan"),
+        ({"length_penalty": -11.0}, "length_penalty must be within 10.0 of 0, got -11.0"),
+        ({"early_stopping": "always"}, 'early_stopping must be True, False or "never", got always'),
+        ({"early_stopping": 1}, 'early_stopping must be True, False or "never", got 1'),
+        ({"num_return_sequences": 2}, "num_return_sequences must be between 1 and num_beams (1), got 2"),
+        (
+            {"num_beams": 4, "num_return_sequences": 5},
+            "num_return_sequences must be between 1 and num_beams (4), got 5",
+        ),
+        (
+            {"num_beams": 4, "temperature": 0.7},
+            "num_beams 4 is beam search, which draws nothing: temperature must then be 0.0, got 0.7; set it to 0.0, "
+            "or num_beams to 1 to sample",
+        ),
     ],
 )
 def test_what_no_decoding_could_honour_is_refused(parameters: dict[str, Any], message: str) -> None:
@@ -48,10 +63,17 @@ def test_what_no_decoding_could_honour_is_refused(parameters: dict[str, Any], me
         {"top_p": 1e-9, "min_p": 1.0, "temperature": 1e9, "top_k": 10**9, "repetition_penalty": 1e-9},
         {"seed": 2**63 - 1},
         {"seed": -1},
+        {"num_beams": 4, "num_return_sequences": 4, "early_stopping": "never", "length_penalty": -10.0},
     ],
 )
 def test_what_is_on_the_border_is_taken(parameters: dict[str, Any]) -> None:
     assert SamplingParams(**parameters)
+
+
+def test_mlperf_prescribes_four_beams_and_30_to_128_tokens() -> None:
+    sampling = SamplingParams.mlperf_gptj()
+    assert (sampling.num_beams, sampling.min_new_tokens, sampling.max_new_tokens) == (4, 30, 128)
+    assert (sampling.early_stopping, sampling.length_penalty, sampling.temperature) == (True, 1.0, 0.0)
 
 
 @pytest.mark.parametrize(

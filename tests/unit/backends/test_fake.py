@@ -45,6 +45,13 @@ def test_a_seed_matters_when_sampling_only() -> None:
     assert generate(make_request(seed=1, **warm)).token_ids != generate(make_request(seed=2, **warm)).token_ids
 
 
+def test_beam_search_gives_as_many_sequences_as_asked_for_best_first() -> None:
+    best = generate(make_request(num_beams=4, num_return_sequences=3))
+    scores = [one.score for one in (best, *best.alternatives) if one.score is not None]
+    assert len(scores) == 3 and scores == sorted(scores, reverse=True)
+    assert len({one.token_ids for one in (best, *best.alternatives)}) == 3
+
+
 def test_tokens_lie_in_the_vocabulary_and_are_as_many_as_asked_for() -> None:
     result = generate(make_request(max_new_tokens=30, logprobs=True))
     assert len(result.token_ids) == 30

@@ -71,10 +71,22 @@ def test_every_setting_of_sampling_reaches_the_request() -> None:
     assert request.sampling == SamplingParams(**given_settings, seed=row_seed(4, "k", 0))
 
 
+def test_every_setting_of_beam_search_reaches_the_request() -> None:
+    given_settings: dict[str, Any] = {"num_beams": 4, "length_penalty": 0.5, "early_stopping": "never"}
+    (request,) = task(**given_settings).request_maker(TOKENIZER).requests("k", [1])
+    assert isinstance(request, Request)
+    assert request.sampling == SamplingParams(**given_settings, seed=row_seed(0, "k", 0))
+
+
 @pytest.mark.parametrize(
     ("setting", "rule"),
     [
         ({"max_new_tokens": 0}, "greater than or equal to 1"),
+        ({"num_beams": 0}, "greater than or equal to 1"),
+        ({"length_penalty": math.inf}, "less than or equal to 10"),
+        ({"early_stopping": "always"}, "early_stopping"),
+        ({"num_beams": 4, "num_samples": 2}, r"num_samples \(2\) and num_beams \(4\) are both above 1"),
+        ({"num_beams": 4, "temperature": 0.5}, r"num_beams \(4\) above 1 needs temperature 0, got 0.5"),
         ({"min_new_tokens": -1}, "greater than or equal to 0"),
         ({"min_new_tokens": 65}, r"min_new_tokens \(65\) is above max_new_tokens \(64\)"),
         ({"temperature": -0.1}, "greater than or equal to 0"),
