@@ -1,4 +1,4 @@
-"""TritonPagedAttend: attention over the KV cache on a GPU.
+"""TritonPagedAttention: attention over the KV cache on a GPU.
 
 Shape letters: see gptj_batch.engine.
 """
@@ -6,110 +6,133 @@ Shape letters: see gptj_batch.engine.
 from collections.abc import Iterable
 from collections.abc import Sequence as Ordered
 from dataclasses import dataclass
-from itertools import groupby
-from operator import itemgetter
 
 import torch
 from torch import Tensor
 
+from gptj_batch.engine.body import FusedAttend
+from gptj_batch.engine.cuda_graphs import DecodeInputs
 from gptj_batch.engine.cuda_prompts import Spans, WholePrompts
-from gptj_batch.engine.triton_attention import Pages, PrefillPlan, decode, plan_prefill, prefill, rotate_and_write
+from gptj_batch.engine.kv_cache import KVCache
+from gptj_batch.engine.step_batch import Span, StepBatch
+from gptj_batch.engine.triton_attention import (
+    Pages,
+    PrefillPlan,
+    count_padded,
+    decode,
+    plan_prefill,
+    prefill,
+    rotate_and_write,
+)
+
+
+class TritonPagedAttention:
+    """Attention without a gather: the kernels follow the block tables, and rotate on the way into the cache.
+
+    They read no place that was not written, so that blocks need not be cleared.
+
+    whole_prompts: attention over prompts that begin in a step, for which the cache is not needed
+    num_processors: the device's multiprocessors
+    """
+
+    def __init__(self, cache: KVCache, whole_prompts: WholePrompts, num_processors: int) -> None:
+        self._cache = cache
+        self._pages = [Pages(*layer) for layer in zip(cache.keys, cache.values, strict=True)]
+        self._whole_prompts = whole_prompts
+        self._num_processors = num_processors
+
+    def plan(self, batch: StepBatch) -> FusedAttend:
+        """Prepare a step; see `PagedAttention`."""
+        cache = self._cache
+        decoding = [span for span in batch.spans if span.num_rows == 1]
+        later = [span for span in batch.spans if span.num_rows > 1 and span.start > 0]
+        tables = _tables(later, cache.device)
+        chunks = [(span.row, span.num_rows, span.start) for span in later]
+        return self._step(
+            slots=torch.tensor(batch.slots, dtype=torch.int32, device=cache.device),
+            tables=_tables(decoding, cache.device),
+            lengths=torch.tensor([span.stop for span in decoding], dtype=torch.int32, device=cache.device),
+            whole=[Spans.of(run, cache.device) for run in _whole(batch.spans)],
+            later=plan_prefill(chunks, tables, count_padded(cache.head_dim), cache.dtype) if later else None,
+        )
+
+    def plan_recorded(self, inputs: DecodeInputs) -> FusedAttend:
+        """Prepare a step in which every row decodes, to be recorded: it reads `inputs` again in every replay."""
+        return self._step(slots=inputs.slots, tables=inputs.tables, lengths=inputs.lengths, whole=[], later=None)
+
+    def decode_inputs(self, batch: StepBatch) -> DecodeInputs:
+        """Return a step in which every row decodes, as a recording wants it."""
+        device = self._cache.device
+        return DecodeInputs(
+            token_ids=batch.token_ids,
+            positions=batch.positions,
+            slots=torch.tensor(batch.slots, dtype=torch.int32, device=device),
+            tables=_tables(batch.spans, device),
+            lengths=torch.tensor([span.stop for span in batch.spans], dtype=torch.int32, device=device),
+        )
+
+    def _step(
+        self, slots: Tensor, tables: Tensor, lengths: Tensor, whole: list[Spans], later: PrefillPlan | None
+    ) -> "_TritonStep":
+        return _TritonStep(
+            pages=self._pages,
+            whole_prompts=self._whole_prompts,
+            num_processors=self._num_processors,
+            slots=slots,
+            tables=tables,
+            lengths=lengths,
+            whole=whole,
+            later=later,
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
-class AttendPlan:
-    """Who looks where in one step; rows that decode come first.
+class _TritonStep:
+    """Hold what the kernels read in every layer of a step; rows that decode come first in it.
 
-    slots: (T,), block * P + place in it, or -1 for a row that is none    tables: (B, M), int32    lengths: (B,), int32,
-        tokens of each decoding row, the present one included; 0 for a row that is none
-    whole: runs of adjacent prompts that begin in this step    continued: chunks of those that began before it
+    slots: (T,), int32, -1 for a row that is none    tables: (B, M), int32    lengths: (B,), int32, 0 for such a row
+    whole: runs of adjacent prompts that begin in this step    later: chunks of prompts that began before it
     """
 
+    pages: list[Pages]
+    whole_prompts: WholePrompts
+    num_processors: int
     slots: Tensor
     tables: Tensor
     lengths: Tensor
     whole: list[Spans]
-    continued: PrefillPlan | None
+    later: PrefillPlan | None
+
+    def __call__(self, layer: int, projected: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        """Attend in one layer; see `FusedAttend`. Queries and keys are rotated where they stand."""
+        pages = self.pages[layer]
+        _, num_heads, _, head_dim = pages.keys.shape
+        query, key, value = projected.unflatten(-1, (3, num_heads, head_dim)).unbind(1)
+        mixed = projected.new_empty(query.shape)
+        rotate_and_write(query, key, value, cos, sin, self.slots, pages)
+        if len(self.lengths):
+            rows = slice(len(self.lengths))
+            decode(query[rows], pages, self.tables, self.lengths, mixed[rows], self.num_processors)
+        if self.later is not None:
+            prefill(query, pages, self.later, mixed)
+        for spans in self.whole:
+            mixed[spans.rows] = self.whole_prompts(query[spans.rows], key[spans.rows], value[spans.rows], spans)
+        return mixed.flatten(1)
 
 
-def plan_attend(
-    slots: Tensor,
-    tables: Tensor,
-    lengths: Tensor,
-    chunks: Ordered[tuple[int, int, int]],
-    chunk_tables: Tensor,
-    padded_dim: int,
-    dtype: torch.dtype,
-) -> AttendPlan:
-    """Sort out a step's chunks.
-
-    slots, tables, lengths: see `AttendPlan`
-    chunks: (first row, number of tokens, position of the first) of each    chunk_tables: (chunks, M), int32
-    """
-    began = [index for index, (_, _, start) in enumerate(chunks) if start > 0]
-    continued = None
-    if began:
-        their_tables = chunk_tables[torch.tensor(began, device=chunk_tables.device)]
-        continued = plan_prefill([chunks[index] for index in began], their_tables, padded_dim, dtype)
-    whole = [(row, row + num_tokens) for row, num_tokens, start in chunks if start == 0]
-    runs = [Spans.of(run, slots.device) for run in _adjacent(whole)]
-    return AttendPlan(slots=slots, tables=tables, lengths=lengths, whole=runs, continued=continued)
+def _tables(spans: Ordered[Span], device: torch.device) -> Tensor:
+    """Return the block tables, (B, M), int32, filled up with a block that nobody looks at."""
+    width = max((len(span.block_table) for span in spans), default=1)
+    filled = [span.block_table + [0] * (width - len(span.block_table)) for span in spans]
+    return torch.tensor(filled, dtype=torch.int32, device=device).view(len(spans), width)
 
 
-def _adjacent(spans: Iterable[tuple[int, int]]) -> list[list[tuple[int, int]]]:
-    """Group (first row, row behind the last) so that each one's end is the next one's beginning."""
-    gap, end = 0, -1
-    numbered = []
-    for span in sorted(spans):
-        gap += span[0] != end
-        end = span[1]
-        numbered.append((gap, span))
-    return [[span for _, span in run] for _, run in groupby(numbered, itemgetter(0))]
-
-
-class TritonPagedAttend:
-    """Store the step's keys and values, then let every token attend to its own sequence. One object per step.
-
-    pages: each layer's    whole_prompts: attention over prompts that begin in this step, which needs no pages
-    """
-
-    def __init__(
-        self, pages: Ordered[Pages], plan: AttendPlan, whole_prompts: WholePrompts, num_processors: int
-    ) -> None:
-        self._pages = pages
-        self._plan = plan
-        self._whole_prompts = whole_prompts
-        self._num_processors = num_processors
-
-    def __call__(self, layer: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        """Attend in one layer; see `gptj_batch.model.attention.Attend`.
-
-        query, key, value: (T, H, D)    returns: (T, H, D)
-        """
-        query, key, value = query.contiguous(), key.contiguous(), value.contiguous()
-        output = torch.empty_like(query)
-        rotate_and_write(query, key, value, None, self._plan.slots, self._pages[layer])
-        self._mix(layer, query, key, value, output)
-        return output
-
-    def rotate_and_attend(
-        self, layer: int, query: Tensor, key: Tensor, value: Tensor, angles: tuple[Tensor, Tensor], output: Tensor
-    ) -> None:
-        """Do a layer's rotation as well, for projections that come from one product; query and key change in place.
-
-        query, key, value, output: (T, H, D), heads contiguous, rows at any stride
-        angles: cosine and sine, two of (T, R // 2), float32
-        """
-        rotate_and_write(query, key, value, angles, self._plan.slots, self._pages[layer])
-        self._mix(layer, query, key, value, output)
-
-    def _mix(self, layer: int, query: Tensor, key: Tensor, value: Tensor, output: Tensor) -> None:
-        """query, key, value, output: (T, H, D), query and key rotated."""
-        plan, num_decoding = self._plan, len(self._plan.lengths)
-        if num_decoding:
-            rows = slice(num_decoding)
-            decode(query[rows], self._pages[layer], plan.tables, plan.lengths, output[rows], self._num_processors)
-        if plan.continued is not None:
-            prefill(query, self._pages[layer], plan.continued, output)
-        for spans in plan.whole:
-            output[spans.rows] = self._whole_prompts(query[spans.rows], key[spans.rows], value[spans.rows], spans)
+def _whole(spans: Iterable[Span]) -> list[list[tuple[int, int]]]:
+    """Return the prompts that begin in this step as (first row, row behind the last), grouped where they adjoin."""
+    runs: list[list[tuple[int, int]]] = []
+    for span in spans:
+        if span.num_rows > 1 and span.start == 0:
+            if not runs or runs[-1][-1][1] != span.row:
+                runs.append([])
+            runs[-1].append((span.row, span.row + span.num_rows))
+    return runs

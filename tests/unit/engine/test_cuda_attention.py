@@ -1,6 +1,8 @@
 """What a CUDA engine does in a step, run by Triton's interpreter: a small model against its own dense forward pass."""
 
 import os
+from collections.abc import Callable
+from typing import NoReturn
 
 import pytest
 import torch
@@ -10,125 +12,116 @@ pytest.importorskip("triton", reason="triton is not installed (there are wheels 
 if os.environ["TRITON_INTERPRET"] != "1":
     pytest.skip("TRITON_INTERPRET is not 1, so the kernels would be compiled for a GPU", allow_module_level=True)
 
-from gptj_batch.engine.cuda_attend import AttendPlan, TritonPagedAttend, plan_attend
-from gptj_batch.engine.cuda_graphs import Decoded, DecodeGraphs, DecodeInputs, pick
+from gptj_batch import Request
+from gptj_batch.engine.body import Body
+from gptj_batch.engine.cuda_attention import TritonPagedAttention
+from gptj_batch.engine.cuda_forward import CudaForward
+from gptj_batch.engine.cuda_graphs import Decoded
 from gptj_batch.engine.cuda_prompts import one_by_one
-from gptj_batch.engine.triton_attention import Pages
+from gptj_batch.engine.kv_cache import KVCache
+from gptj_batch.engine.linear import SharedWeights
+from gptj_batch.engine.scheduler import Chunk, Step
+from gptj_batch.engine.sequence import Sequence
+from gptj_batch.engine.step_batch import build_step_batch
 from gptj_batch.model import GPTJForCausalLM
-from gptj_batch.model.rotary import angles, rotate
 
-from .paged import Scattered
 from .test_cuda_graphs import Recorder
 
-PAGE = 4
+PAGE, MAX_BLOCKS, MAX_RUNNING = 4, 8, 4
+CPU = torch.device("cpu")
 
 
 class Desk:
-    """A model, its pages, and sequences whose next tokens are fed by hand."""
+    """A model, its cache full of NaN, and sequences that are fed by hand."""
 
     def __init__(self, model: GPTJForCausalLM, prompts: list[list[int]]) -> None:
-        config = model.config
-        shape = (config.n_head, PAGE, config.head_dim)
         self.model = model
-        self.sequences = [list(prompt) for prompt in prompts]
-        self.num_fed = [0] * len(prompts)
-        width = 8
-        blocks = torch.randperm(len(prompts) * width, generator=torch.Generator().manual_seed(0))
-        self.tables = blocks.view(-1, width).int()
-        self.pages = [Pages(*torch.full((2, len(blocks), *shape), torch.nan)) for _ in range(config.n_layer)]
-
-    def slots(self, row: int, first: int, stop: int) -> Tensor:
-        places = torch.arange(first, stop)
-        return self.tables[row, places // PAGE].long() * PAGE + places % PAGE
-
-    def attend(self, plan: AttendPlan) -> TritonPagedAttend:
-        return TritonPagedAttend(self.pages, plan, one_by_one, num_processors=1)
-
-    @torch.inference_mode()
-    def feed(self, decoding: list[int], chunks: dict[int, int]) -> Tensor:
-        """Run a step of decoding rows and of so many tokens of others; return the last logits of each."""
-        parts = [(row, len(self.sequences[row]) - 1, len(self.sequences[row])) for row in decoding]
-        parts += [(row, self.num_fed[row], self.num_fed[row] + count) for row, count in chunks.items()]
-        ends = torch.tensor([stop - first for _, first, stop in parts]).cumsum(0)
-        described = [
-            (int(end) - stop + first, stop - first, first) for end, (_, first, stop) in zip(ends, parts, strict=True)
-        ]
-        plan = plan_attend(
-            slots=torch.cat([self.slots(*part) for part in parts]),
-            tables=self.tables[decoding],
-            lengths=torch.tensor([stop for _, _, stop in parts[: len(decoding)]], dtype=torch.int32),
-            chunks=described[len(decoding) :],
-            chunk_tables=self.tables[list(chunks)],
-            padded_dim=16,
+        self.recorder = Recorder()
+        config, num_blocks = model.config, len(prompts) * MAX_BLOCKS
+        cache = KVCache(
+            num_layers=config.n_layer,
+            num_blocks=num_blocks,
+            num_heads=config.n_head,
+            block_size_tokens=PAGE,
+            head_dim=config.head_dim,
             dtype=torch.float32,
+            device=CPU,
         )
-        token_ids = torch.tensor([token for row, first, stop in parts for token in self.sequences[row][first:stop]])
-        positions = torch.cat([torch.arange(first, stop) for _, first, stop in parts])
-        hidden = self.model.transformer.encode(token_ids, positions, self.attend(plan))
-        for row, _, stop in parts:
-            self.num_fed[row] = stop
-        return self.model.lm_head(hidden[ends - 1])
+        cache.keys.fill_(torch.nan)
+        cache.values.fill_(torch.nan)
+        self.attention = TritonPagedAttention(cache, one_by_one, num_processors=1)
+        self.forward = self.record(self.recorder)
+        blocks = torch.randperm(num_blocks, generator=torch.Generator().manual_seed(0)).view(-1, MAX_BLOCKS)
+        self.sequences = [Sequence(uid, Request(key="a", prompt_token_ids=ids)) for uid, ids in enumerate(prompts)]
+        for sequence, of_sequence in zip(self.sequences, blocks.tolist(), strict=True):
+            sequence.block_table = of_sequence
+        self.num_fed = [0] * len(prompts)
+
+    def record(self, capture: Callable[[Callable[[], Decoded]], tuple[Callable[[], None], Decoded]]) -> CudaForward:
+        body = Body(self.model, SharedWeights())
+        body._pads = False  # a GPU's steps are not padded
+        return CudaForward(body, self.attention, MAX_RUNNING, MAX_BLOCKS, capture)
+
+    def feed(self, counts: dict[int, int]) -> dict[int, Tensor]:
+        """Run a step of so many tokens of each sequence; return the logits behind each that is then complete."""
+        chunks = [Chunk(self.sequences[uid], self.num_fed[uid], count) for uid, count in counts.items()]
+        batch = build_step_batch(Step(chunks=chunks), PAGE, CPU)
+        logits = self.forward(batch)
+        for uid, count in counts.items():
+            self.num_fed[uid] += count
+        found = [] if logits is None else list(logits.clone())
+        return {sequence.uid: row for sequence, row in zip(batch.sequences, found, strict=True)}
 
     @torch.inference_mode()
-    def dense(self, row: int) -> Tensor:
-        """Return the logits behind the row's last token that was fed."""
-        return self.model(torch.tensor([self.sequences[row][: self.num_fed[row]]])).logits[0, -1]
+    def dense(self, uid: int) -> Tensor:
+        """Return the logits behind the sequence's last token that was fed."""
+        return self.model(torch.tensor([self.sequences[uid].token_ids[: self.num_fed[uid]]])).logits[0, -1]
+
+    def check(self, logits: dict[int, Tensor], *uids: int) -> None:
+        assert sorted(logits) == sorted(uids)
+        for uid, row in logits.items():
+            torch.testing.assert_close(row, self.dense(uid), atol=1e-5, rtol=0)
 
 
 def test_a_mixed_step_of_decoding_rows_whole_prompts_and_later_chunks(model: GPTJForCausalLM) -> None:
-    desk = Desk(model, [[3, 1, 4], [1, 5, 9, 2, 6, 5, 3], [5, 8], [9, 7, 9, 3, 2, 3]])
-    desk.feed([], {0: 3, 1: 5})
+    desk = Desk(model, [[3, 1, 4], [1, 5, 9, 2, 6, 5, 3], [5, 8], [9, 7, 9, 3, 2, 3], [4]])
+    desk.check(desk.feed({0: 3, 1: 5}), 0)
     desk.sequences[0].append(8)
-    logits = desk.feed([0], {2: 2, 1: 2, 3: 6})
-    for found, row in zip(logits, [0, 2, 1, 3], strict=True):
-        torch.testing.assert_close(found, desk.dense(row), atol=1e-5, rtol=0)
+    desk.check(desk.feed({0: 1, 2: 2, 1: 2, 3: 6, 4: 1}), 0, 1, 2, 3, 4)
+    assert not desk.recorder.replayed
 
 
-def test_a_recorded_decoding_step_of_a_model_gives_what_its_dense_pass_gives(model: GPTJForCausalLM) -> None:
+def test_steps_in_which_every_row_decodes_are_replayed(model: GPTJForCausalLM) -> None:
     desk = Desk(model, [[3, 1, 4], [1, 5, 9, 2, 6], [5]])
-    desk.feed([], {0: 3, 1: 5, 2: 1})
-
-    @torch.inference_mode()
-    def decode_step(inputs: DecodeInputs) -> Decoded:
-        plan = AttendPlan(slots=inputs.slots, tables=inputs.tables, lengths=inputs.lengths, whole=[], continued=None)
-        hidden = model.transformer.encode(inputs.token_ids, inputs.positions, desk.attend(plan))
-        return pick(model.lm_head(hidden))
-
-    graphs = DecodeGraphs(decode_step, DecodeInputs.empty(4, 8, torch.device("cpu")), 4, Recorder())
+    desk.feed({0: 3, 1: 5, 2: 1})
     for token in (7, 2, 8):
         for sequence in desk.sequences:
             sequence.append(token)
-        lengths = [len(sequence) for sequence in desk.sequences]
-        step = DecodeInputs(
-            token_ids=torch.tensor([token] * 3),
-            positions=torch.tensor(lengths) - 1,
-            slots=torch.cat([desk.slots(row, length - 1, length) for row, length in enumerate(lengths)]),
-            tables=desk.tables,
-            lengths=torch.tensor(lengths, dtype=torch.int32),
-        )
-        with torch.inference_mode():
-            decoded = graphs.run(step)
-        desk.num_fed = lengths
-        for row in range(3):
-            torch.testing.assert_close(decoded.logits[row], desk.dense(row), atol=1e-5, rtol=0)
-            assert decoded.picks[:, row].tolist() == [desk.dense(row).argmax().item(), 1]
+        desk.check(desk.feed({0: 1, 1: 1, 2: 1}), 0, 1, 2)
+    desk.sequences[1].append(9)
+    desk.check(desk.feed({1: 1}), 1)
+    assert desk.recorder.replayed == [4, 4, 4, 1]
 
 
-def test_rotation_may_be_left_to_attention() -> None:
-    rows = Scattered([6], (2, 4, 16), torch.float32)
-    query, key, value = torch.randn(3, 3, 2, 16)
-    turns = angles(torch.tensor([3, 4, 5]), 8)
-    plan = plan_attend(
-        slots=rows.slots(0, 3, 6),
-        tables=rows.tables[:0],
-        lengths=rows.lengths[:0],
-        chunks=[(0, 3, 3)],
-        chunk_tables=rows.tables,
-        padded_dim=16,
-        dtype=torch.float32,
-    )
-    attend = TritonPagedAttend([Pages(rows.keys, rows.values)], plan, one_by_one, num_processors=1)
-    expected = attend(0, rotate(query, *turns), rotate(key, *turns), value)
-    output = torch.empty(3, 100)[:, 20:52].unflatten(1, (2, 16))
-    attend.rotate_and_attend(0, query, key, value, turns, output)
-    assert torch.equal(output, expected)
+def test_a_step_with_more_rows_than_any_recording_runs_without(model: GPTJForCausalLM) -> None:
+    desk = Desk(model, [[token] for token in range(MAX_RUNNING + 1)])
+    desk.check(desk.feed(dict.fromkeys(range(MAX_RUNNING + 1), 1)), *range(MAX_RUNNING + 1))
+    assert not desk.recorder.replayed
+
+
+def test_a_step_that_completes_no_prompt_has_no_logits(model: GPTJForCausalLM) -> None:
+    desk = Desk(model, [[3, 1, 4]])
+    assert desk.feed({0: 2}) == {}
+    desk.check(desk.feed({0: 1}), 0)
+    assert desk.recorder.replayed == [1]
+
+
+def test_where_nothing_can_be_recorded_decoding_gives_the_same(model: GPTJForCausalLM) -> None:
+    def refuse(function: Callable[[], Decoded]) -> NoReturn:
+        raise RuntimeError("no")
+
+    desk = Desk(model, [[3, 1, 4]])
+    desk.forward = desk.record(refuse)
+    assert desk.forward.graphs_fact == "none (RuntimeError: no)"
+    desk.feed({0: 2})
+    desk.check(desk.feed({0: 1}), 0)
