@@ -44,6 +44,7 @@ class TritonPagedAttention:
     def plan(self, batch: StepBatch) -> FusedAttend:
         """Prepare a step; see `PagedAttention`."""
         cache = self._cache
+        cache.copy(batch.copies)
         decoding = [span for span in batch.spans if span.num_rows == 1]
         later = [span for span in batch.spans if span.num_rows > 1 and span.start > 0]
         tables = _tables(later, cache.device)
@@ -61,8 +62,9 @@ class TritonPagedAttention:
         return self._step(slots=inputs.slots, tables=inputs.tables, lengths=inputs.lengths, whole=[], later=None)
 
     def decode_inputs(self, batch: StepBatch) -> DecodeInputs:
-        """Return a step in which every row decodes, as a recording wants it."""
+        """Prepare a step in which every row decodes, and return what a recording of it reads."""
         device = self._cache.device
+        self._cache.copy(batch.copies)
         return DecodeInputs(
             token_ids=batch.token_ids,
             positions=batch.positions,

@@ -153,6 +153,7 @@ def _batch(first: int, stop: int, page_tokens: int, device: torch.device) -> Ste
         positions=nothing,
         slots=[blocks[place // page_tokens] * page_tokens + place % page_tokens for place in range(first, stop)],
         new_blocks=[],
+        copies=[],
         spans=[Span(0, stop - first, first, blocks)],
         logit_rows=nothing,
         sequences=[],

@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Callable
+from collections.abc import Sequence as Ordered
 from typing import NoReturn
 
 import pytest
@@ -12,7 +13,9 @@ pytest.importorskip("triton", reason="triton is not installed (there are wheels 
 if os.environ["TRITON_INTERPRET"] != "1":
     pytest.skip("TRITON_INTERPRET is not 1, so the kernels would be compiled for a GPU", allow_module_level=True)
 
-from gptj_batch import Request
+from gptj_batch import Request, SamplingParams
+from gptj_batch.engine import Engine, EngineConfig
+from gptj_batch.engine.block_tables import Copy
 from gptj_batch.engine.body import Body
 from gptj_batch.engine.cuda_attention import TritonPagedAttention
 from gptj_batch.engine.cuda_forward import CudaForward
@@ -20,6 +23,7 @@ from gptj_batch.engine.cuda_graphs import Decoded
 from gptj_batch.engine.cuda_prompts import one_by_one
 from gptj_batch.engine.kv_cache import KVCache
 from gptj_batch.engine.linear import SharedWeights
+from gptj_batch.engine.runner import Runner
 from gptj_batch.engine.scheduler import Chunk, Step
 from gptj_batch.engine.sequence import Sequence
 from gptj_batch.engine.step_batch import build_step_batch
@@ -62,10 +66,10 @@ class Desk:
         body._pads = False  # a GPU's steps are not padded
         return CudaForward(body, self.attention, MAX_RUNNING, MAX_BLOCKS, capture)
 
-    def feed(self, counts: dict[int, int]) -> dict[int, Tensor]:
+    def feed(self, counts: dict[int, int], copies: Ordered[Copy] = ()) -> dict[int, Tensor]:
         """Run a step of so many tokens of each sequence; return the logits behind each that is then complete."""
         chunks = [Chunk(self.sequences[uid], self.num_fed[uid], count) for uid, count in counts.items()]
-        batch = build_step_batch(Step(chunks=chunks), PAGE, CPU)
+        batch = build_step_batch(Step(chunks=chunks, copies=list(copies)), PAGE, CPU)
         logits = self.forward(batch)
         for uid, count in counts.items():
             self.num_fed[uid] += count
@@ -125,3 +129,28 @@ def test_where_nothing_can_be_recorded_decoding_gives_the_same(model: GPTJForCau
     assert desk.forward.graphs_fact == "none (RuntimeError: no)"
     desk.feed({0: 2})
     desk.check(desk.feed({0: 1}), 0)
+
+
+def test_blocks_are_copied_before_a_step_whether_it_is_replayed_or_not(model: GPTJForCausalLM) -> None:
+    desk = Desk(model, [[3, 1, 4], [3, 1, 4], [3, 1, 4, 9]])
+    desk.feed({0: 3})
+    source = desk.sequences[0].block_table[0]
+    for uid, count in ((1, 1), (2, 2)):
+        desk.num_fed[uid] = 2
+        destination = desk.sequences[uid].block_table[0]
+        desk.check(desk.feed({uid: count}, [Copy(source, destination, 2)]), uid)
+    assert desk.recorder.replayed == [1]
+
+
+def test_an_engine_with_these_kernels_gives_the_tokens_of_one_without(model: GPTJForCausalLM) -> None:
+    config = EngineConfig(max_running=3, block_size_tokens=4, num_blocks=24, max_step_tokens=8, kernels="torch")
+    prompts = [[3, 1, 4], [1, 5, 9, 2, 6, 5, 3, 5, 8, 9, 7, 9], [1, 5, 9, 2, 6, 5, 3, 5, 8, 3], [2], [7, 1, 8, 2, 8]]
+    sampling = SamplingParams(max_new_tokens=6, ignore_eos=True)
+    requests = [Request(key=str(uid), prompt_token_ids=ids, sampling=sampling) for uid, ids in enumerate(prompts)]
+    plain, engine = Engine(model, config), Engine(model, config)
+    cache = engine.runner._attention._cache
+    cache.values.fill_(torch.nan)
+    attention = TritonPagedAttention(cache, one_by_one, num_processors=1)
+    engine.runner = Runner(Body(model, SharedWeights()), attention, 4, engine.runner.eos_token_ids)
+    engine.runner._body._pads = False
+    assert [result.token_ids for result in engine.run(requests)] == [result.token_ids for result in plain.run(requests)]
