@@ -13,6 +13,7 @@ from gptj_batch.engine.kv_cache import bytes_per_token, free_bytes
 from gptj_batch.engine.limits import Limits
 from gptj_batch.engine.prepare import prepare_body, prepare_runner
 from gptj_batch.engine.row import Row
+from gptj_batch.engine.runner import Runner
 from gptj_batch.engine.sampling import Choice
 from gptj_batch.engine.scheduler import Scheduler
 from gptj_batch.engine.sequence import Sequence
@@ -58,11 +59,10 @@ class Engine:
         self.model = model
         self.scheduler = Scheduler(self.bounds)
         body = prepare_body(model, take_weights=take_weights)
-        self.runner = (
-            prepare_runner(model, body, self.bounds, use_kernels=config.kernels == "auto")
-            if isinstance(model, GPTJForCausalLM)
-            else None
-        )
+        self.runner: Runner | None = None
+        self.facts: dict[str, str] = {}  # about the ways that were taken on this device
+        if isinstance(model, GPTJForCausalLM):
+            self.runner, self.facts = prepare_runner(model, body, self.bounds, use_kernels=config.kernels == "auto")
         self.single_pass = SinglePass(model, body, self.bounds.max_step_tokens)
         self.limits = Limits(
             vocab_size=shape.vocab_size,

@@ -23,7 +23,7 @@ from gptj_batch.engine.cuda_graphs import Decoded
 from gptj_batch.engine.cuda_prompts import one_by_one
 from gptj_batch.engine.kv_cache import KVCache
 from gptj_batch.engine.linear import SharedWeights
-from gptj_batch.engine.runner import Runner
+from gptj_batch.engine.prepare import _cuda_runner
 from gptj_batch.engine.scheduler import Chunk, Step
 from gptj_batch.engine.sequence import Sequence
 from gptj_batch.engine.step_batch import build_step_batch
@@ -142,15 +142,16 @@ def test_blocks_are_copied_before_a_step_whether_it_is_replayed_or_not(model: GP
     assert desk.recorder.replayed == [1]
 
 
-def test_an_engine_with_these_kernels_gives_the_tokens_of_one_without(model: GPTJForCausalLM) -> None:
+@pytest.mark.skipif(torch.cuda.is_available(), reason="CUDA graphs can be recorded here")
+def test_an_engine_as_on_a_gpu_says_what_it_does_without_and_gives_the_same_tokens(model: GPTJForCausalLM) -> None:
     config = EngineConfig(max_running=3, block_size_tokens=4, num_blocks=24, max_step_tokens=8, kernels="torch")
     prompts = [[3, 1, 4], [1, 5, 9, 2, 6, 5, 3, 5, 8, 9, 7, 9], [1, 5, 9, 2, 6, 5, 3, 5, 8, 3], [2], [7, 1, 8, 2, 8]]
     sampling = SamplingParams(max_new_tokens=6, ignore_eos=True)
     requests = [Request(key=str(uid), prompt_token_ids=ids, sampling=sampling) for uid, ids in enumerate(prompts)]
     plain, engine = Engine(model, config), Engine(model, config)
-    cache = engine.runner._attention._cache
-    cache.values.fill_(torch.nan)
-    attention = TritonPagedAttention(cache, one_by_one, num_processors=1)
-    engine.runner = Runner(Body(model, SharedWeights()), attention, 4, engine.runner.eos_token_ids)
-    engine.runner._body._pads = False
+    body = Body(model, SharedWeights())
+    body._pads = False
+    engine.runner, facts = _cuda_runner(model, body, engine.bounds)
     assert [result.token_ids for result in engine.run(requests)] == [result.token_ids for result in plain.run(requests)]
+    assert facts["paged_attention"] == "triton"
+    assert facts["cuda_graphs"].startswith("none (")
