@@ -1,6 +1,7 @@
 """CudaCapture: the one place where CUDA graphs are made. It runs on a GPU only."""
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 
@@ -17,7 +18,7 @@ class CudaCapture:
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
-        self._pool = torch.cuda.graph_pool_handle()
+        self._pool: Any = None  # of the first graph, for all
 
     def __call__(self, function: Callable[[], Decoded]) -> tuple[Callable[[], None], Decoded]:
         """Run `function` a few times, so that kernels are compiled and libraries have their memory; then record it."""
@@ -32,4 +33,5 @@ class CudaCapture:
             graph = torch.cuda.CUDAGraph()
             with torch.cuda.graph(graph, pool=self._pool):
                 decoded = function()
+            self._pool = graph.pool()
         return graph.replay, decoded

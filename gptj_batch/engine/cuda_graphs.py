@@ -31,7 +31,7 @@ class Decoded(NamedTuple):
 class DecodeInputs:
     """What a decoding step reads: tensors that stay where they are.
 
-    token_ids, positions, slots: (B,), int64    tables: (B, M), int32    lengths: (B,), int32
+    token_ids, positions: (B,), int64    slots, lengths: (B,), int32    tables: (B, M), int32
     A row that is none has slot -1 and length 0.
     """
 
@@ -47,7 +47,7 @@ class DecodeInputs:
         return cls(
             token_ids=torch.zeros(num_rows, dtype=torch.int64, device=device),
             positions=torch.zeros(num_rows, dtype=torch.int64, device=device),
-            slots=torch.full((num_rows,), -1, dtype=torch.int64, device=device),
+            slots=torch.full((num_rows,), -1, dtype=torch.int32, device=device),
             tables=torch.zeros(num_rows, num_blocks, dtype=torch.int32, device=device),
             lengths=torch.zeros(num_rows, dtype=torch.int32, device=device),
         )
@@ -91,8 +91,12 @@ class DecodeGraphs:
             size: capture(partial(function, inputs.head(size))) for size in sorted(self.sizes, reverse=True)
         }
 
+    def holds(self, num_rows: int) -> bool:
+        """Say whether a step of so many rows fits into the largest recording."""
+        return num_rows <= self.sizes[-1]
+
     def run(self, step: DecodeInputs) -> Decoded:
-        """Decode a step of at most `max_running` rows; the results are overwritten by the next one."""
+        """Decode a step that fits; the results are overwritten by the next one."""
         num_rows = len(step.lengths)
         size = self.sizes[bisect_left(self.sizes, num_rows)]
         self._inputs.head(size).fill(step)

@@ -15,6 +15,7 @@ from gptj_batch.engine.kv_cache import bytes_per_token, free_bytes
 from gptj_batch.engine.limits import Limits
 from gptj_batch.engine.prepare import prepare_body, prepare_runner
 from gptj_batch.engine.row import Row
+from gptj_batch.engine.runner import Runner
 from gptj_batch.engine.sampling import Choice
 from gptj_batch.engine.scheduler import Scheduler
 from gptj_batch.engine.sequence import Sequence
@@ -61,11 +62,10 @@ class Engine:
         self.scheduler = Scheduler(self.bounds)
         self.beams = Beams(self.scheduler, shape.vocab_size, shape.eos_token_ids)
         body = prepare_body(model, take_weights=take_weights)
-        self.runner = (
-            prepare_runner(model, body, self.bounds, use_kernels=config.kernels == "auto")
-            if isinstance(model, GPTJForCausalLM)
-            else None
-        )
+        self.runner: Runner | None = None
+        self.facts: dict[str, str] = {}  # about the ways that were taken on this device
+        if isinstance(model, GPTJForCausalLM):
+            self.runner, self.facts = prepare_runner(model, body, self.bounds, use_kernels=config.kernels == "auto")
         self.single_pass = SinglePass(model, body, self.bounds.max_step_tokens)
         self.limits = Limits(
             vocab_size=shape.vocab_size,

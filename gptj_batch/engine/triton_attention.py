@@ -122,20 +122,19 @@ def rotate_and_write(
     query: Tensor,
     key: Tensor,
     value: Tensor,
-    angles: tuple[Tensor, Tensor] | None,
+    cos: Tensor,
+    sin: Tensor,
     slots: Tensor,
     pages: Pages,
 ) -> None:
     """Rotate queries and keys in place, as `gptj_batch.model.rotary.rotate` would; put keys and values into pages.
 
-    Without `angles`, query and key come rotated and are left as they are.
-
     query, key, value: (T, H, D), heads contiguous, rows at any stride
-    angles: cosine and sine, two of (T, R // 2), float32    slots: (T,), block * P + place in it, or -1 for none
+    cos, sin: (T, R // 2), float32, contiguous    slots: (T,), block * P + place in it, or -1 for none
     """
     shape = pages.shape
     _check_heads(query, key, value)
-    cos, sin = angles or (slots, slots)  # not read where nothing turns
+    assert cos.is_contiguous() and sin.is_contiguous(), "a token's angles lie side by side, behind those before it"
     group_heads = min(triton.next_power_of_2(shape["num_heads"]), max(1, 1024 // shape["padded_dim"]))
     rotate_and_write_kernel[len(slots), triton.cdiv(shape["num_heads"], group_heads)](
         query,
@@ -150,7 +149,7 @@ def rotate_and_write(
         key.stride(0),
         value.stride(0),
         **shape,
-        rotary_dim=2 * cos.shape[1] if angles else 0,
+        rotary_dim=2 * cos.shape[1],
         group_heads=group_heads,
         enable_fp_fusion=False,  # rounds each product, as torch does
     )

@@ -2,7 +2,8 @@
 
 Keys and values of a layer are (N, H, P, D), contiguous; D is padded to a power of two inside a kernel. Scores and sums
 are float32, and the softmax counts in powers of two. Places behind a row's length are never read, so what was left
-there, NaN included, cannot matter.
+there, NaN included, cannot matter. Numbers that change from step to step are not specialised on: that would compile a
+kernel again in mid-run.
 
 Shape letters: see gptj_batch.engine.
 """
@@ -25,7 +26,7 @@ def _joined(highest, weight, mixed, other_highest, other_weight, other_mixed):
     return new_highest, new_weight, new_mixed
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["table_stride", "max_splits"])
 def decode_kernel(
     query,
     keys,
@@ -106,7 +107,7 @@ def decode_kernel(
         tl.store(output + row.to(tl.int64) * output_stride + head * head_dim + channels, result, mask=is_channel)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["max_splits"])
 def join_kernel(
     lengths,
     output,
@@ -139,7 +140,7 @@ def join_kernel(
     tl.store(output + at, result, mask=channels < head_dim)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["table_stride"])
 def prefill_kernel(
     query,
     keys,
@@ -241,7 +242,7 @@ def rotate_and_write_kernel(
 ):
     """Rotate a token's queries and keys in place, and put keys and values into their page. Grid: (T, ceil(H / G)).
 
-    A slot below 0 belongs to no page: nothing is put anywhere. rotary_dim 0: query and key come rotated.
+    A slot below 0 belongs to no page: nothing is put anywhere.
     """
     row = tl.program_id(0).to(tl.int64)
     heads = tl.program_id(1) * group_heads + tl.arange(0, group_heads)
@@ -249,17 +250,16 @@ def rotate_and_write_kernel(
     is_there = (heads < num_heads)[:, None] & (channels < head_dim)[None, :]
     at = heads[:, None] * head_dim + channels[None, :]
     new_key = tl.load(key + row * key_stride + at, mask=is_there, other=0.0)
-    if rotary_dim > 0:
-        pairs = tl.arange(0, padded_dim // 2)
-        turns = pairs < rotary_dim // 2
-        angle = row * (rotary_dim // 2) + pairs
-        token_cos = tl.load(cos + angle, mask=turns, other=1.0)
-        token_sin = tl.load(sin + angle, mask=turns, other=0.0)
-        asked = tl.load(query + row * query_stride + at, mask=is_there, other=0.0)
-        asked = _rotated(asked, token_cos, token_sin, turns, group_heads, padded_dim // 2)
-        tl.store(query + row * query_stride + at, asked, mask=is_there)
-        new_key = _rotated(new_key, token_cos, token_sin, turns, group_heads, padded_dim // 2)
-        tl.store(key + row * key_stride + at, new_key, mask=is_there)
+    pairs = tl.arange(0, padded_dim // 2)
+    turns = pairs < rotary_dim // 2
+    angle = row * (rotary_dim // 2) + pairs
+    token_cos = tl.load(cos + angle, mask=turns, other=1.0)
+    token_sin = tl.load(sin + angle, mask=turns, other=0.0)
+    asked = tl.load(query + row * query_stride + at, mask=is_there, other=0.0)
+    asked = _rotated(asked, token_cos, token_sin, turns, group_heads, padded_dim // 2)
+    tl.store(query + row * query_stride + at, asked, mask=is_there)
+    new_key = _rotated(new_key, token_cos, token_sin, turns, group_heads, padded_dim // 2)
+    tl.store(key + row * key_stride + at, new_key, mask=is_there)
     slot = tl.load(slots + row).to(tl.int64)
     page = (slot // page_tokens * num_heads + heads) * page_tokens + slot % page_tokens
     to = page[:, None] * head_dim + channels[None, :]

@@ -40,7 +40,7 @@ def rows(num_rows: int, num_blocks: int = 2) -> DecodeInputs:
     return DecodeInputs(
         token_ids=numbers,
         positions=numbers + 1,
-        slots=numbers + 2,
+        slots=(numbers + 2).int(),
         tables=torch.ones(num_rows, num_blocks, dtype=torch.int32),
         lengths=(numbers + 3).int(),
     )

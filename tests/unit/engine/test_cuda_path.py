@@ -21,7 +21,7 @@ def step(inputs: DecodeInputs) -> Decoded:
 
 
 def test_what_does_not_work_here_is_replaced_and_the_facts_say_why(caplog: pytest.LogCaptureFixture) -> None:
-    path = choose_path(CPU, torch.float16, num_heads=2, page_tokens=4, head_dim=16)
+    path = choose_path(CPU, torch.float16, (2, 4, 16))
     assert path.whole_prompts is one_by_one
     assert "flash_attention" in path.describe()["prompt_attention"]
     assert "varlen_attn is not used, plain torch takes its place" in caplog.text
@@ -32,7 +32,7 @@ def test_the_kernels_are_tried_out_before_they_are_taken(dtype: torch.dtype) -> 
     pytest.importorskip("triton", reason="triton is not installed (there are wheels for Linux on x86-64 only)")
     if os.environ["TRITON_INTERPRET"] != "1":
         pytest.skip("TRITON_INTERPRET is not 1, so the kernels would be compiled for a GPU")
-    path = choose_path(CPU, dtype, num_heads=2, page_tokens=8, head_dim=24)
+    path = choose_path(CPU, dtype, (2, 8, 24))
     assert path.has_triton
     assert path.describe()["paged_attention"] == "triton"
 
@@ -42,7 +42,7 @@ def test_kernels_that_compute_something_else_are_not_taken() -> None:
     if os.environ["TRITON_INTERPRET"] != "1":
         pytest.skip("TRITON_INTERPRET is not 1, so the kernels would be compiled for a GPU")
     # Triton's interpreter multiplies the bits of bfloat16 as if they were integers (its issue 11584).
-    path = choose_path(CPU, torch.bfloat16, num_heads=2, page_tokens=4, head_dim=16)
+    path = choose_path(CPU, torch.bfloat16, (2, 4, 16))
     assert not path.has_triton
     assert "away from what plain torch computes" in path.describe()["paged_attention"]
 

@@ -153,24 +153,13 @@ def test_rotation_on_the_way_into_the_pages_has_the_bits_of_the_model(
     expected_query, expected_key, expected_value = rotate(query, *turns), rotate(key, *turns), value.clone()
     before = rows.keys.clone()
     slots = torch.cat([rows.slots(0, 2, 5), torch.tensor([-1])])
-    rotate_and_write(query, key, value, turns, slots, Pages(rows.keys, rows.values))
+    rotate_and_write(query, key, value, *turns, slots, Pages(rows.keys, rows.values))
     assert torch.equal(query, expected_query)
     assert torch.equal(key, expected_key)
     assert torch.equal(rows.keys[slots[:3] // 4, :, slots[:3] % 4], expected_key[:3])
     assert torch.equal(rows.values[slots[:3] // 4, :, slots[:3] % 4], expected_value[:3])
     changed = ((rows.keys != before) & ~(rows.keys.isnan() & before.isnan())).any(-1).any(1)
     assert changed.sum() == 3
-
-
-def test_keys_that_come_rotated_are_stored_as_they_are() -> None:
-    rows = Scattered([3], (2, 4, 8), torch.float32)
-    query, key, value = torch.randn(3, 2, 2, 8)
-    before = query.clone(), key.clone()
-    rotate_and_write(query, key, value, None, rows.slots(0, 1, 3), Pages(rows.keys, rows.values))
-    assert torch.equal(query, before[0])
-    assert torch.equal(key, before[1])
-    slots = rows.slots(0, 1, 3)
-    assert torch.equal(rows.keys[slots // 4, :, slots % 4], key)
 
 
 def test_more_programs_share_a_row_only_where_rows_do_not_fill_the_device() -> None:

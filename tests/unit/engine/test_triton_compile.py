@@ -34,7 +34,7 @@ def build(kernel, constants, num_warps, capability):
     for index, name in enumerate(kernel.arg_names):
         kind = "*fp16" if name in ELEMENTS else "*fp32" if name in FLOATS else "*i32" if name in INTS else "i32"
         signature[name] = "constexpr" if name in constants else "fp32" if name == "scale" else kind
-        if kind[0] == "*" or name.endswith("stride"):
+        if kind[0] == "*" or name in ("query_stride", "output_stride", "key_stride", "value_stride"):
             aligned[index,] = [["tt.divisibility", 16]]
     built = compile(ASTSource(kernel, signature, constants, aligned), target=GPUTarget("cuda", capability, 32),
                     options={"num_warps": num_warps})
