@@ -5,6 +5,7 @@ import threading
 from collections.abc import Sequence
 
 from gptj_batch.backends.base import TokenCounts
+from gptj_batch.backends.fake_constrained import follow
 from gptj_batch.errors import BackendError
 from gptj_batch.requests import AnyRequest, ClassifyRequest, LabelRequest, Request, SpanRequest
 from gptj_batch.results import AnyResult, Classified, Failed, FinishReason, Generated, Labelled, SpanLogits
@@ -60,6 +61,8 @@ class FakeBackend:
     def _generate(self, request: Request) -> Generated | Failed:
         sampling = request.sampling
         seed = "greedy" if sampling.temperature == 0.0 else f"{sampling.seed} {sampling.temperature}"
+        if request.constraint is not None:
+            return follow(request, lambda place: _hash(request.prompt_token_ids, f"{seed} {place}"))
         token_ids: list[int] = []
         logprobs: list[float] = []
         reason: FinishReason = "length"

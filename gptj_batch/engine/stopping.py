@@ -1,10 +1,11 @@
 """Stopping: when a sequence is done, and why."""
 
 from collections.abc import Iterator
+from collections.abc import Sequence as Ordered
 from contextlib import contextmanager
 
 from gptj_batch.engine.sequence import Sequence
-from gptj_batch.requests import SamplingParams
+from gptj_batch.requests import Request, SamplingParams
 from gptj_batch.results import FinishReason
 
 
@@ -34,22 +35,34 @@ def must_go_on(sequence: Sequence) -> bool:
 def finish_reason(sequence: Sequence, eos_token_ids: tuple[int, ...]) -> FinishReason | None:
     """Return why the sequence is done after its last token, or None while it is not.
 
-    To be called once a token, as its constraint hears of the token here. The request's own stop condition
-    is asked after every token, but not heeded before min_new_tokens is reached, nor where the constraint permits no
-    end. Raises RequestCodeError where the condition or the constraint raises.
+    To be called once a token: its constraint hears of the token here, unless that is one that ends a sequence. A stop
+    is heeded where the constraint permits an end; one that is complete is a stop. Raises RequestCodeError where the
+    constraint or the request's stop condition raises.
     """
-    request, generated, constraint = sequence.request, sequence.generated_token_ids, sequence.constraint
-    is_stop_token = generated[-1] in stop_token_ids(request.sampling, eos_token_ids)
+    generated, constraint = sequence.generated_token_ids, sequence.constraint
     is_complete, may_end = False, True
     if constraint is not None:
         with blaming("constraint"):
-            if not is_stop_token:
+            if generated[-1] not in stop_token_ids(sequence.request.sampling, eos_token_ids):
                 constraint.accept(generated[-1])
             is_complete, may_end = constraint.is_complete, constraint.may_end
-    wants_stop = False
-    if request.stop is not None:
-        with blaming("stop condition"):
-            wants_stop = request.stop(generated)
-    if (wants_stop or is_stop_token or is_complete) and may_end and not must_go_on(sequence):
+    with blaming("stop condition"):
+        reason = end_of(sequence.request, generated, eos_token_ids)
+    if is_complete and not must_go_on(sequence):
+        return "stop"
+    if reason == "stop" and not may_end:
+        return "length" if len(generated) >= sequence.request.sampling.max_new_tokens else None
+    return reason
+
+
+def end_of(request: Request, generated: Ordered[int], eos_token_ids: tuple[int, ...]) -> FinishReason | None:
+    """Return why `generated` is where this request's generation ends, or None where it goes on.
+
+    The request's own stop condition is asked after every token, but not heeded before min_new_tokens is reached.
+    Raises whatever that condition raises.
+    """
+    wants_stop = request.stop is not None and request.stop(generated)
+    is_stop_token = generated[-1] in stop_token_ids(request.sampling, eos_token_ids)
+    if (wants_stop or is_stop_token) and len(generated) >= request.sampling.min_new_tokens:
         return "stop"
     return "length" if len(generated) >= request.sampling.max_new_tokens else None
