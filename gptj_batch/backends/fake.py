@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from gptj_batch.backends.base import TokenCounts
+from gptj_batch.backends.fake_constrained import follow
 from gptj_batch.errors import BackendError
 from gptj_batch.requests import AnyRequest, ClassifyRequest, LabelRequest, Request, SpanRequest
 from gptj_batch.results import AnyResult, Classified, Failed, FinishReason, Generated, Labelled, SpanLogits
@@ -76,6 +77,8 @@ class FakeBackend:
 
     def _continue(self, request: Request, seed: str) -> Generated | Failed:
         sampling = request.sampling
+        if request.constraint is not None:
+            return follow(request, lambda place: _hash(request.prompt_token_ids, f"{seed} {place}"))
         token_ids: list[int] = []
         logprobs: list[float] = []
         reason: FinishReason = "length"

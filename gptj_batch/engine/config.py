@@ -12,7 +12,8 @@ GIB = 1024**3
 class Bounds:
     """The limits an engine runs under: an `EngineConfig` in which every choice has been made.
 
-    min_running: sequences that run in any case, where so many wait; beyond them the scheduler weighs what is left to do.
+    min_running: sequences that run in any case, where so many wait; beyond them the scheduler weighs what
+        is left to do.
     """
 
     max_step_tokens: int

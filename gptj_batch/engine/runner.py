@@ -50,14 +50,9 @@ class Runner:
         logits = self._forward(batch)
         if logits is None:
             return []
-<<<<<<< HEAD
-        logits = self._body.project(hidden[batch.logit_rows])
         return list(zip(batch.sequences, choose_or_offer(logits, batch.sequences, self.eos_token_ids), strict=True))
-=======
-        return list(zip(batch.sequences, choose(logits, batch.sequences, self.eos_token_ids), strict=True))
 
     def _launch(self, batch: StepBatch) -> Tensor | None:
         """Feed a step's tokens; see `Forward`."""
         hidden = self._body.encode(batch.token_ids, batch.positions, self._attention.plan(batch))
         return self._body.project(hidden[batch.logit_rows]) if batch.sequences else None
->>>>>>> h-gpu

@@ -163,9 +163,6 @@ def test_whatever_texts_a_job_holds_it_is_resolved_to_the_same(
         ("task.num_beams=4", "task.num_beams: beam search is not in this version; leave it out"),
         ("task.length_penalty=0.5", "task.length_penalty: beam search is not in this version"),
         ("task.early_stopping=true", "task.early_stopping: beam search is not in this version"),
-        ("task.choices=[a, b]", "task.choices: constrained decoding is not in this version; `classify` scores"),
-        ("task.regex=a+", "task.regex: constrained decoding is not in this version"),
-        ("task.json_schema={type: object}", "task.json_schema: constrained decoding is not in this version"),
         ("task.kind=score", "task.kind: score is not in this version; generate, classify and extract are"),
         ("task.kind=embed", "task.kind: embed is not in this version"),
         ("output.partition_by=[label]", "output.partition_by: partitioned output is not in this version"),
@@ -177,12 +174,29 @@ def test_what_is_not_in_this_version_says_so(override: str, message: str) -> Non
 
 
 @pytest.mark.parametrize(
+    ("override", "name", "value"),
+    [
+        ("task.choices=[a, b]", "choices", ("a", "b")),
+        ("task.regex='[a-z]+'", "regex", "[a-z]+"),
+        ("task.json_schema={type: object, required: [a]}", "json_schema", {"type": "object", "required": ["a"]}),
+        ("""task.json_schema='{"type": "object"}'""", "json_schema", '{"type": "object"}'),
+    ],
+)
+def test_what_holds_a_generated_text_survives_being_written_and_read(override: str, name: str, value: Any) -> None:
+    job = job_of(GENERATE, override)
+    assert getattr(job.task, name) == value
+    assert job_of(job.to_yaml()) == job
+
+
+@pytest.mark.parametrize(
     ("override", "message"),
     [
         ("task.calibrate=content_free", "calibration is not in this version"),
         ("task.top_k=3", "it belongs to `classify` with method head"),
         ("task.text={{ text }}", "it belongs to `classify` with method head"),
         ("task.multi_label_threshold=0.5", "it belongs to `classify` with method head"),
+        ("task.choices=[a, b]", "it belongs to `generate`; `classify` has labels"),
+        ("task.regex=a+", "it belongs to `generate`"),
     ],
 )
 def test_what_classify_by_prompt_does_not_have_says_so(override: str, message: str) -> None:
@@ -234,7 +248,7 @@ def test_jobs_with_a_head_survive_being_written_and_read() -> None:
 
 
 def test_all_of_it_is_said_at_once() -> None:
-    lines = refusal(GENERATE, "task.num_beams=4", "task.regex=a", "output.partition_by=[a]").splitlines()
+    lines = refusal(GENERATE, "task.num_beams=4", "task.early_stopping=true", "output.partition_by=[a]").splitlines()
     assert len(lines) == 3 and all("not in this version" in line for line in lines)
 
 
