@@ -1,0 +1,48 @@
+"""The table: what `make bench` prints at the end."""
+
+from typing import Any
+
+HEADER = (
+    f"{'':<5}{'leg':<28}{'rate':>10} {'unit':<9}{'batch':>6}{'rows':>6}{'load s':>8}{'GEMM GF/s':>11}{'ours is':>9}"
+    f"{'goal':>8}  "
+)
+
+
+def lines(reports: list[dict[str, Any]]) -> list[str]:
+    """Return the table's lines."""
+    table = [HEADER]
+    for report in reports:
+        table.append(f"{report['id']:<5}{report['title']}")
+        ratios = {ratio["to"]: ratio for ratio in report["ratios"]}
+        table += [_leg_line(leg, report["unit"], ratios.get(leg["name"])) for leg in report["legs"]]
+        table += [f"{'':<5}{leg['name']:<28}skipped: {leg['reason']}" for leg in report["skipped"]]
+    return table
+
+
+def _leg_line(leg: dict[str, Any], unit: str, ratio: dict[str, Any] | None) -> str:
+    gemm = sorted(leg["gemm_gflops"])[len(leg["gemm_gflops"]) // 2]
+    line = (
+        f"{'':<5}{leg['name']:<28}{leg['rate']:>10.1f} {unit:<9}{leg['options'].get('batch_size', ''):>6}"
+        f"{leg['rows']:>6}{leg['loaded']['load_s']:>8.1f}{gemm:>11}"
+    )
+    if ratio is not None:
+        goal = "" if ratio["goal"] is None else f">= {ratio['goal']:g}"
+        line += f"{ratio['ratio']:>8.2f}x{goal:>8}  {'' if ratio['goal'] is None else _verdict(ratio['met'])}"
+    return (line + f"  {_notes(leg)}").rstrip()
+
+
+def _verdict(is_met: bool) -> str:
+    return "met" if is_met else "missed"
+
+
+def _notes(leg: dict[str, Any]) -> str:
+    """Return the share of the roofline and how far the answers agree with ours."""
+    notes = [f"{leg['roofline_share']:.0%} of the roofline"] if "roofline_share" in leg else []
+    against = leg.get("against_ours", {})
+    if "equal_rows" in against:
+        notes.append(f"{against['equal_rows']} of {against['rows']} rows equal ours")
+    if "same_choice" in against:
+        notes.append(f"{against['same_choice']:.1%} choose as ours")
+    if "max_difference" in against:
+        notes.append(f"largest difference {against['max_difference']:g}")
+    return ", ".join(notes)
