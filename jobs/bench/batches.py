@@ -39,7 +39,10 @@ def sample(work: Work, options: BatchOptions, num_batches: int) -> Work:
 
 @dataclass(frozen=True)
 class Padded:
-    """A rectangle of token ids. input_ids, mask, position_ids: (B, W), int64"""
+    """A rectangle of token ids.
+
+    input_ids, mask, position_ids: (B, W), int64
+    """
 
     input_ids: Tensor
     mask: Tensor

@@ -28,6 +28,7 @@ CLASSES: Final = {
     "question-answering": GPTJForQuestionAnswering,
 }
 NUM_CLASSES: Final = 4
+KV_BYTES_PER_TOKEN: Final = 2 * SHAPE["n_layer"] * SHAPE["n_embd"] * 2  # keys and values, two bytes each
 
 
 def checkpoint(head: Head) -> Path:

@@ -1,12 +1,13 @@
 """The fleet: the workers of a benchmark, each engine in a process of its own, started when it is first needed."""
 
+import json
 import os
 from pathlib import Path
 
-from jobs.bench.checkpoints import checkpoint
+from jobs.bench.checkpoints import KV_BYTES_PER_TOKEN, SHAPE, checkpoint
+from jobs.bench.plan import EngineName, LegSpec, Workload
 from jobs.bench.protocol import Message, Worker, WorkerError
 from jobs.bench.vllm_env import vllm_environment, vllm_python
-from jobs.bench.workloads import KV_BYTES_PER_TOKEN, EngineName, LegSpec, Workload
 
 PYTHON = Path(".venv") / "bin" / "python"
 MODULES: dict[EngineName, str] = {
@@ -29,7 +30,7 @@ class Fleet:
     def get(self, workload: Workload, leg: LegSpec) -> tuple[Worker, Message]:
         """Return the worker that a leg runs on and what loading it took. Raises WorkerError where it cannot start."""
         setup = self._setup(workload, leg)
-        key = (leg.engine, repr(sorted(setup.items(), key=str)))
+        key = _key(leg, setup)
         if key not in self._workers:
             worker = self._start(leg.engine)
             try:
@@ -42,7 +43,7 @@ class Fleet:
 
     def keep_only(self, needed: list[tuple[Workload, LegSpec]]) -> None:
         """End the workers that none of these legs uses."""
-        keys = {(leg.engine, repr(sorted(self._setup(work, leg).items(), key=str))) for work, leg in needed}
+        keys = {_key(leg, self._setup(workload, leg)) for workload, leg in needed}
         for key in set(self._workers) - keys:
             self._workers.pop(key).close()
 
@@ -57,7 +58,7 @@ class Fleet:
             "dtype": "bfloat16",
             "threads": self._threads,
             "kv_cache_bytes": workload.kv_tokens * KV_BYTES_PER_TOKEN,
-            "max_model_tokens": 1024,
+            "max_model_tokens": SHAPE["n_positions"],
             **leg.load,
         }
 
@@ -68,3 +69,7 @@ class Fleet:
         if engine == "vllm":
             environment |= vllm_environment(self._threads)
         return Worker([str(python), "-m", MODULES[engine]], environment, self._folder / f"{engine}-{os.getpid()}.log")
+
+
+def _key(leg: LegSpec, setup: Message) -> tuple[str, str]:
+    return leg.engine, json.dumps(setup, sort_keys=True)

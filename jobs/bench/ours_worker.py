@@ -1,6 +1,6 @@
 """Our engine as an engine under test.
 
-    python -m jobs.bench.ours_worker
+python -m jobs.bench.ours_worker
 """
 
 from collections.abc import Callable

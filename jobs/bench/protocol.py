@@ -1,7 +1,7 @@
 """The line between the suite and an engine under test: a process of its own, one JSON object a line each way.
 
-The suite sends `{"op": "load", ...}`, then any number of `{"op": "run", ...}`; closing the pipe ends the worker. Only one
-worker is ever asked something at a time, so that the others idle. Standard library only: vLLM's worker runs in an
+The suite sends `{"op": "load", ...}`, then any number of `{"op": "run", ...}`; closing the pipe ends the worker. Only
+one worker is ever asked something at a time, so that the others idle. Standard library only: vLLM's worker runs in an
 environment that has nothing of ours installed.
 """
 
@@ -11,6 +11,7 @@ import subprocess
 import sys
 import traceback
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -61,10 +62,8 @@ class Worker:
     def close(self) -> None:
         """End the process: ask by closing its pipe, then insist."""
         assert self._process.stdin is not None, "it is a pipe"
-        try:
+        with suppress(BrokenPipeError):
             self._process.stdin.close()
-        except BrokenPipeError:
-            pass
         try:
             self._process.wait(timeout=END_GRACE_S)
         except subprocess.TimeoutExpired:

@@ -4,27 +4,33 @@ import statistics
 from typing import Any
 
 from jobs.bench.checks import compare
-from jobs.bench.legs import Leg, Skipped
-from jobs.bench.roofline import roofline_share
-from jobs.bench.workloads import Workload
+from jobs.bench.legs import Leg, Measured
+from jobs.bench.plan import Workload
+from jobs.bench.roofline import num_positions, roofline_share
 
 Report = dict[str, Any]
 
 
-def report(workload: Workload, legs: list[Leg], skipped: list[Skipped]) -> Report:
+def report(workload: Workload, measured: Measured) -> Report:
     """Return everything about a workload."""
-    ours = next((leg for leg in legs if leg.spec.name == "ours"), None)
-    return {
+    subject = _subject(workload, measured.legs)
+    facts: Report = {
         "id": workload.id,
         "title": workload.title,
         "unit": workload.unit,
-        "legs": [_leg(workload, leg, ours) for leg in legs],
-        "skipped": [{"name": leg.spec.name, "reason": leg.reason} for leg in skipped],
-        "ratios": _ratios(workload, legs, ours),
+        "legs": [_leg(leg, subject) for leg in measured.legs],
+        "skipped": [{"name": skipped.spec.name, "reason": skipped.reason} for skipped in measured.skipped],
+        "ratios": [] if subject is None or workload.max_spread else _ratios(workload, measured.legs, subject),
     }
+    return {**facts, "checks": _checks(workload, facts["legs"])}
 
 
-def _leg(workload: Workload, leg: Leg, ours: Leg | None) -> Report:
+def _subject(workload: Workload, legs: list[Leg]) -> Leg | None:
+    """Return the leg that the others are compared with, if it could be measured."""
+    return next((leg for leg in legs if leg.spec.engine == "ours" and leg.spec.name == workload.legs[0].name), None)
+
+
+def _leg(leg: Leg, subject: Leg | None) -> Report:
     seconds = [run["seconds"] for run in leg.runs]
     gemm = [run["gemm_gflops"] for run in leg.runs]
     facts: Report = {
@@ -34,33 +40,70 @@ def _leg(workload: Workload, leg: Leg, ours: Leg | None) -> Report:
         "rows": len(leg.work[0].rows),
         "prompt_tokens": leg.work[0].num_prompt_tokens,
         "new_tokens": leg.work[0].num_new_tokens,
-        "rate": round(leg.rate(workload.unit), 2),
-        "rates": [round(rate, 2) for rate in leg.rates(workload.unit)],
+        "rate": round(leg.rate, 2),
+        "rates": [round(rate, 2) for rate in leg.rates],
         "seconds": [round(value, 3) for value in seconds],
         "gemm_gflops": [round(value) for value in gemm],
         "rss_mib": [run["rss_mib"] for run in leg.runs],
-        "counters": [run["counters"] for run in leg.runs],
+        "counters": leg.runs[-1]["counters"],
         "loaded": leg.loaded,
         "batch_sizes_tried": {str(size): round(rate, 2) for size, rate in leg.probe.items()},
     }
-    kind = leg.work[0].kind
-    if kind == "generate":
-        shares = [roofline_share(*one) for one in zip(leg.work, seconds, gemm, strict=True)]
+    if leg.work[0].kind == "generate":
+        shares = [
+            roofline_share(work, work.num_new_tokens / rate, gflops)
+            for work, rate, gflops in zip(leg.work, leg.rates, gemm, strict=True)
+        ]
         facts["roofline_share"] = round(statistics.median(shares), 3)
-    if ours is not None and leg is not ours:
-        facts["against_ours"] = compare(kind, ours.outputs[-1], leg.outputs[-1])
+        facts["recomputed_tokens"] = _recomputed_tokens(leg)
+    if subject is not None and leg is not subject:
+        facts["against_first"] = compare(leg.work[0].kind, subject.outputs[-1], leg.outputs[-1])
     return facts
 
 
-def _ratios(workload: Workload, legs: list[Leg], ours: Leg | None) -> list[Report]:
-    """Return our rate over each other leg's; the goal stands with the leg that decides it."""
-    if ours is None:
-        return []
+def _recomputed_tokens(leg: Leg) -> int | None:
+    """Return how many tokens an engine that counts them computed more often than once; None for one that does not."""
+    computed = leg.runs[-1]["counters"].get("computed_tokens")
+    return None if computed is None else computed - num_positions(leg.work[-1])
+
+
+def _ratios(workload: Workload, legs: list[Leg], subject: Leg) -> list[Report]:
+    """Return the first leg's rate over each other's; a goal stands with the fastest of the legs that decide it."""
+    others = [leg for leg in legs if leg is not subject]
     ratios = []
-    for leg in legs:
-        if leg is ours:
-            continue
-        ratio = ours.rate(workload.unit) / leg.rate(workload.unit)
-        goal = workload.goals.get(leg.spec.counts_for or "")
-        ratios.append({"to": leg.spec.name, "ratio": round(ratio, 3), "goal": goal, "met": goal and ratio >= goal})
+    for leg in others:
+        rivals = [other.rate for other in others if other.spec.counts_for == leg.spec.counts_for]
+        is_decisive = leg.spec.counts_for in workload.goals and leg.rate == max(rivals)
+        goal = workload.goals[leg.spec.counts_for or ""] if is_decisive else None
+        ratio = subject.rate / leg.rate
+        is_met = None if goal is None else ratio >= goal
+        ratios.append({"to": leg.spec.name, "ratio": round(ratio, 3), "goal": goal, "met": is_met})
     return ratios
+
+
+def _checks(workload: Workload, legs: list[Report]) -> list[Report]:
+    """Return what has to hold of a workload's answers and rates, and whether it does."""
+    compared = [(leg["name"], leg["against_first"]) for leg in legs if "against_first" in leg]
+    checks: list[Report] = []
+    if workload.must_equal:
+        checks += [
+            {
+                "what": f"{facts['equal_rows']} of {facts['rows']} rows of {name} equal ours, token for token",
+                "holds": facts["equal_rows"] == facts["rows"],
+            }
+            for name, facts in compared
+        ]
+    if workload.min_agreement is not None:
+        checks += [
+            {
+                "what": f"{facts['same_choice']:.2%} of the labels as in {name}, at least {workload.min_agreement:.0%}",
+                "holds": facts["same_choice"] >= workload.min_agreement,
+            }
+            for name, facts in compared
+        ]
+    if workload.max_spread is not None and legs:
+        rates = [leg["rate"] for leg in legs]
+        spread = 1 - min(rates) / max(rates)
+        what = f"the slowest is {spread:.1%} below the fastest, at most {workload.max_spread:.0%}"
+        checks.append({"what": what, "holds": spread <= workload.max_spread})
+    return checks

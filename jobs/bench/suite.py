@@ -17,10 +17,11 @@ from typing import Any
 
 from jobs.bench import table
 from jobs.bench.fleet import Fleet
-from jobs.bench.legs import Plan, every, measure
+from jobs.bench.legs import measure, pairs
+from jobs.bench.plan import Plan, Workload
 from jobs.bench.report import report
 from jobs.bench.surroundings import surroundings
-from jobs.bench.workloads import WORKLOADS, Workload
+from jobs.bench.workloads import WORKLOADS
 
 RESULTS = Path(__file__).parent / "results"
 QUICK_SHARE = 1 / 16
@@ -39,8 +40,8 @@ def main() -> None:
         fleet = Fleet(threads=arguments.threads, folder=Path(folder))
         try:
             for index, workload in enumerate(workloads):
-                fleet.keep_only(list(every(workloads[index:])))
-                reports.append(report(workload, *measure(workload, fleet, plan, tell)))
+                fleet.keep_only(pairs(workloads[index:]))
+                reports.append(report(workload, measure(workload, fleet, plan, tell)))
         finally:
             fleet.close()
     whole = {

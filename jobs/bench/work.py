@@ -49,7 +49,5 @@ class Work:
     def read(cls, file: str) -> "Work":
         """Read what `write` wrote."""
         stored = json.loads(Path(file).read_text())
-        rows = [
-            WorkRow(**{**row, "labels": tuple(tuple(label) for label in row["labels"])}) for row in stored["rows"]
-        ]
+        rows = [WorkRow(**{**row, "labels": tuple(tuple(label) for label in row["labels"])}) for row in stored["rows"]]
         return cls(kind=stored["kind"], rows=rows)
