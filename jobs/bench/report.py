@@ -82,7 +82,7 @@ def _ratios(workload: Workload, legs: list[Leg], subject: Leg) -> list[Report]:
 
 
 def _checks(workload: Workload, legs: list[Report]) -> list[Report]:
-    """Return what has to hold of a workload's answers and rates, and whether it does."""
+    """Return what should hold of a workload's answers and rates, whether it does, and whether it must."""
     compared = [(leg["name"], leg["against_first"]) for leg in legs if "against_first" in leg]
     checks: list[Report] = []
     if workload.must_equal:
@@ -90,6 +90,7 @@ def _checks(workload: Workload, legs: list[Report]) -> list[Report]:
             {
                 "what": f"{facts['equal_rows']} of {facts['rows']} rows of {name} equal ours, token for token",
                 "holds": facts["equal_rows"] == facts["rows"],
+                "must": True,
             }
             for name, facts in compared
         ]
@@ -98,6 +99,7 @@ def _checks(workload: Workload, legs: list[Report]) -> list[Report]:
             {
                 "what": f"{facts['same_choice']:.2%} of the labels as in {name}, at least {workload.min_agreement:.0%}",
                 "holds": facts["same_choice"] >= workload.min_agreement,
+                "must": False,
             }
             for name, facts in compared
         ]
@@ -105,5 +107,5 @@ def _checks(workload: Workload, legs: list[Report]) -> list[Report]:
         rates = [leg["rate"] for leg in legs]
         spread = 1 - min(rates) / max(rates)
         what = f"the slowest is {spread:.1%} below the fastest, at most {workload.max_spread:.0%}"
-        checks.append({"what": what, "holds": spread <= workload.max_spread})
+        checks.append({"what": what, "holds": spread <= workload.max_spread, "must": False})
     return checks

@@ -13,12 +13,13 @@ import tempfile
 import time
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from jobs.bench import table
 from jobs.bench.fleet import Fleet
 from jobs.bench.legs import measure, pairs
-from jobs.bench.plan import Plan, Workload
+from jobs.bench.plan import EngineName, Plan, Workload
+from jobs.bench.plot import draw
 from jobs.bench.report import report
 from jobs.bench.surroundings import surroundings
 from jobs.bench.workloads import WORKLOADS
@@ -51,7 +52,9 @@ def main() -> None:
         "workloads": reports,
     }
     tell("\n" + "\n".join(table.lines(reports)))
-    tell(f"\n{whole['minutes']} minutes; written to {write(whole, arguments.name)}")
+    tell(f"\n{whole['minutes']} minutes; written to {' and '.join(map(str, write(whole, arguments.name)))}")
+    if not all(check["holds"] for one in reports for check in one["checks"] if check["must"]):
+        raise SystemExit(1)
 
 
 def chosen(only: str, peers: str) -> tuple[Workload, ...]:
@@ -60,6 +63,9 @@ def chosen(only: str, peers: str) -> tuple[Workload, ...]:
     unknown = names - {workload.id for workload in WORKLOADS}
     if unknown:
         raise SystemExit(f"--only: no workload {', '.join(sorted(unknown))}; there are {[w.id for w in WORKLOADS]}")
+    strangers = engines - set(get_args(EngineName))
+    if strangers:
+        raise SystemExit(f"--peers: no engine {', '.join(sorted(strangers))}; there are {list(get_args(EngineName))}")
     return tuple(
         replace(workload, legs=tuple(leg for leg in workload.legs if leg.engine in engines))
         for workload in WORKLOADS
@@ -67,12 +73,19 @@ def chosen(only: str, peers: str) -> tuple[Workload, ...]:
     )
 
 
-def write(whole: dict[str, Any], name: str) -> Path:
-    """Write the JSON; return where it is."""
+def write(whole: dict[str, Any], name: str) -> list[Path]:
+    """Write the JSON and, where matplotlib is, the plot; return where they are."""
     RESULTS.mkdir(parents=True, exist_ok=True)
-    file = RESULTS / f"{name}.json"
+    file, picture = RESULTS / f"{name}.json", RESULTS / f"{name}.png"
     file.write_text(json.dumps(whole, indent=1) + "\n")
-    return file
+    try:
+        draw(
+            whole["workloads"], picture, f"{whole['hardware']['cpu']}, {whole['hardware']['threads_each']} threads each"
+        )
+    except ImportError as error:
+        tell(f"no plot: {error}")
+        return [file]
+    return [file, picture]
 
 
 def tell(line: str) -> None:
