@@ -28,8 +28,8 @@ class LegSpec:
     max_rows: fewer rows of the same distribution for a peer that would take too long; the figure is a rate.
     repeats: how often the rows are run for one figure, other rows each time, where one run would be too short.
     batch_sizes: which are tried before the rounds, when the best is kept; empty where batches are the engine's matter.
-    counts_for: whose goal this leg decides, together with the others that say so (the fastest counts); the rest are
-        printed beside it.
+    counts_for: whose goal this leg is held against; the rest are printed beside it. Where several are, the goal is
+        met when it is against each.
     """
 
     name: str
@@ -127,12 +127,19 @@ def transformers_sorted(max_rows: int | None = None) -> LegSpec:
     )
 
 
-def vllm(name: str = "vllm", *, load: dict[str, Any] | None = None, method: str | None = None) -> LegSpec:
+def vllm(
+    name: str = "vllm",
+    *,
+    load: dict[str, Any] | None = None,
+    method: str | None = None,
+    max_rows: int | None = None,
+) -> LegSpec:
     """Return vLLM."""
     return LegSpec(
         name=name,
         engine="vllm",
         options={} if method is None else {"method": method},
         load=load or {},
+        max_rows=max_rows,
         counts_for="vllm",
     )

@@ -68,13 +68,12 @@ def _recomputed_tokens(leg: Leg) -> int | None:
 
 
 def _ratios(workload: Workload, legs: list[Leg], subject: Leg) -> list[Report]:
-    """Return the first leg's rate over each other's; a goal stands with the fastest of the legs that decide it."""
-    others = [leg for leg in legs if leg is not subject]
+    """Return the first leg's rate over each other's, and the goal where a leg counts for one."""
     ratios = []
-    for leg in others:
-        rivals = [other.rate for other in others if other.spec.counts_for == leg.spec.counts_for]
-        is_decisive = leg.spec.counts_for in workload.goals and leg.rate == max(rivals)
-        goal = workload.goals[leg.spec.counts_for or ""] if is_decisive else None
+    for leg in legs:
+        if leg is subject:
+            continue
+        goal = workload.goals.get(leg.spec.counts_for or "")
         ratio = subject.rate / leg.rate
         is_met = None if goal is None else ratio >= goal
         ratios.append({"to": leg.spec.name, "ratio": round(ratio, 3), "goal": goal, "met": is_met})
@@ -105,7 +104,18 @@ def _checks(workload: Workload, legs: list[Report]) -> list[Report]:
         ]
     if workload.max_spread is not None and legs:
         rates = [leg["rate"] for leg in legs]
-        spread = 1 - min(rates) / max(rates)
-        what = f"the slowest is {spread:.1%} below the fastest, at most {workload.max_spread:.0%}"
-        checks.append({"what": what, "holds": spread <= workload.max_spread, "must": False})
+        memory = [after for leg in legs for _, after in leg["rss_mib"]]
+        checks += [
+            _flat("rates", min(rates), max(rates), workload.max_spread),
+            _flat("resident MiB", min(memory), max(memory), workload.max_spread),
+        ]
     return checks
+
+
+def _flat(what: str, least: float, most: float, max_spread: float) -> Report:
+    spread = 1 - least / most
+    return {
+        "what": f"{what} of {least:.0f} to {most:.0f} differ by {spread:.1%}, at most {max_spread:.0%}",
+        "holds": spread <= max_spread,
+        "must": False,
+    }

@@ -73,6 +73,41 @@ def _continuations(model: Any, row: WorkRow) -> list[float]:
     ]
 
 
+def labels_after_own(model: Any, rows: Sequence[WorkRow], state: dict[str, Any]) -> Numbers:
+    """Score labels with each row's prompt computed once, by hand: its cache is copied for every label."""
+    return [_after_own_prompt(model, row) for row in rows]
+
+
+def _after_own_prompt(model: Any, row: WorkRow) -> list[float]:
+    computed: Any = transformers.DynamicCache()
+    prompt = torch.tensor([row.prompt])
+    first = model(prompt, past_key_values=computed, logits_to_keep=1).logits[0, -1].float().log_softmax(-1)
+    scores = [float(first[label[0]]) for label in row.labels]
+    longest = max(len(label) for label in row.labels)
+    if longest == 1:
+        return scores
+    # Padded behind: what stands after a label's end is seen by nothing that is read.
+    ids = torch.tensor([[*label[:-1], *[0] * (longest - len(label))] for label in row.labels])
+    cache = _copies([(layer.keys, layer.values) for layer in computed.layers], len(row.labels))
+    positions = torch.arange(len(row.prompt), len(row.prompt) + longest - 1).expand(len(row.labels), -1)
+    rest = model(ids, position_ids=positions, past_key_values=cache).logits.float().log_softmax(-1)
+    return [
+        score + sum(float(rest[index, place, token]) for place, token in enumerate(label[1:]))
+        for index, (score, label) in enumerate(zip(scores, row.labels, strict=True))
+    ]
+
+
+def _copies(layers: Sequence[tuple[Tensor, Tensor]], count: int) -> transformers.DynamicCache:
+    """Return a cache that holds one row's keys and values so many times.
+
+    layers: (1, H, T, D) each, for H heads, T tokens, D channels
+    """
+    cache = transformers.DynamicCache()
+    for index, (keys, values) in enumerate(layers):
+        cache.update(keys.expand(count, -1, -1, -1), values.expand(count, -1, -1, -1), index)
+    return cache
+
+
 def labels_after_shared(model: Any, rows: Sequence[WorkRow], state: dict[str, Any]) -> Numbers:
     """Read one-token labels with the common beginning computed once, by hand: its cache is copied for every batch."""
     if "shared" not in state:
@@ -82,9 +117,7 @@ def labels_after_shared(model: Any, rows: Sequence[WorkRow], state: dict[str, An
         state.update(shared=shared, layers=[(layer.keys, layer.values) for layer in computed.layers])
     shared = state["shared"]
     assert all(row.prompt[: len(shared)] == shared for row in rows), "the rows of a run begin alike"
-    cache = transformers.DynamicCache()
-    for index, (keys, values) in enumerate(state["layers"]):
-        cache.update(keys.expand(len(rows), -1, -1, -1), values.expand(len(rows), -1, -1, -1), index)
+    cache = _copies(state["layers"], len(rows))
     padded = pad_left([row.prompt[len(shared) :] for row in rows], first_position=len(shared))
     logits = model(
         padded.input_ids,
@@ -129,6 +162,7 @@ def span(model: Any, rows: Sequence[WorkRow], state: dict[str, Any]) -> Numbers:
 KINDS: dict[str, Answer] = {
     "generate": generate,
     "labels": labels,
+    "labels-after-own": labels_after_own,
     "labels-after-shared": labels_after_shared,
     "classify": classify,
     "span": span,

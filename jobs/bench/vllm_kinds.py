@@ -24,64 +24,11 @@ def generate(llm: LLM, rows: Sequence[WorkRow]) -> Run:
 
 
 def labels(llm: LLM, rows: Sequence[WorkRow]) -> Run:
-    """Read one-token labels from the first token that would be generated; score longer ones as part of a prompt."""
-    if all(len(label) == 1 for row in rows for label in row.labels):
-        return _next_token_labels(llm, rows)
-    return _prompt_labels(llm, rows)
+    """Score labels token by token: a request for every beginning of a label, its next tokens' probabilities read.
 
-
-def _next_token_labels(llm: LLM, rows: Sequence[WorkRow]) -> Run:
-    sampling = [
-        SamplingParams(
-            temperature=0.0, max_tokens=1, logprob_token_ids=[label[0] for label in row.labels], detokenize=False
-        )
-        for row in rows
-    ]
-    prompts = [_prompt(row.prompt) for row in rows]
-
-    def run() -> Numbers:
-        outputs = llm.generate(prompts, sampling, use_tqdm=False)
-        return [
-            [output.outputs[0].logprobs[0][label[0]].logprob for label in row.labels]
-            for row, output in zip(rows, outputs, strict=True)
-        ]
-
-    return run
-
-
-def _prompt_labels(llm: LLM, rows: Sequence[WorkRow]) -> Run:
-    """Score labels by the log-probabilities of prompts, one prompt per row and label.
-
-    vLLM computes such prompts whole unless told that it may read its cache; then positions found there get no
-    log-probabilities, which is no loss: the labels stand at the end. The labels of a row follow each other, so that all
-    but the first find the row's full blocks, even when they share a step.
+    A label of one token so takes no more than the row's own request. The requests of a row follow each other: all but
+    the first find the row's full blocks in the cache, even when they share a step.
     """
-    prompts = [_prompt([*row.prompt, *label]) for row in rows for label in row.labels]
-    sampling = SamplingParams(
-        temperature=0.0, max_tokens=1, prompt_logprobs=0, skip_reading_prefix_cache=False, detokenize=False
-    )
-
-    def run() -> Numbers:
-        outputs = iter(llm.generate(prompts, sampling, use_tqdm=False))
-        return [[_tail(next(outputs).prompt_logprobs, label) for label in row.labels] for row in rows]
-
-    return run
-
-
-def labels_whole(llm: LLM, rows: Sequence[WorkRow]) -> Run:
-    """Score labels as `prompt_logprobs` does unless told otherwise: every prompt whole."""
-    prompts = [_prompt([*row.prompt, *label]) for row in rows for label in row.labels]
-    sampling = SamplingParams(temperature=0.0, max_tokens=1, prompt_logprobs=0, detokenize=False)
-
-    def run() -> Numbers:
-        outputs = iter(llm.generate(prompts, sampling, use_tqdm=False))
-        return [[_tail(next(outputs).prompt_logprobs, label) for label in row.labels] for row in rows]
-
-    return run
-
-
-def labels_by_token(llm: LLM, rows: Sequence[WorkRow]) -> Run:
-    """Score labels token by token: a request for every beginning of a label, its next tokens' probabilities read."""
     prompts: list[Any] = []
     sampling: list[SamplingParams] = []
     places: list[tuple[int, dict[int, list[int]]]] = []  # the row, and for each next token the labels it belongs to
@@ -100,6 +47,22 @@ def labels_by_token(llm: LLM, rows: Sequence[WorkRow]) -> Run:
                 for member in members:
                     scores[index][member] += output.outputs[0].logprobs[0][token].logprob
         return scores
+
+    return run
+
+
+def prompt_labels(llm: LLM, rows: Sequence[WorkRow]) -> Run:
+    """Score labels as the ends of prompts, a prompt per row and label, the way that vLLM documents.
+
+    Such prompts are computed whole: a position found in the cache would get no log-probability. Told to read the cache
+    all the same (the labels stand behind what is found), vLLM is faster, but not as fast as `labels`.
+    """
+    prompts = [_prompt([*row.prompt, *label]) for row in rows for label in row.labels]
+    sampling = SamplingParams(temperature=0.0, max_tokens=1, prompt_logprobs=0, detokenize=False)
+
+    def run() -> Numbers:
+        outputs = iter(llm.generate(prompts, sampling, use_tqdm=False))
+        return [[_tail(next(outputs).prompt_logprobs, label) for label in row.labels] for row in rows]
 
     return run
 
@@ -134,7 +97,6 @@ def _beginnings(labels: Sequence[tuple[int, ...]]) -> dict[tuple[int, ...], dict
 KINDS: dict[str, Callable[[LLM, Sequence[WorkRow]], Run]] = {
     "generate": generate,
     "labels": labels,
-    "labels-whole": labels_whole,
-    "labels-by-token": labels_by_token,
+    "prompt-labels": prompt_labels,
     "classify": classify,
 }

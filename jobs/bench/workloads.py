@@ -13,6 +13,14 @@ SHARED_CACHE = LegSpec(
     max_rows=256,
 )
 
+OWN_CACHE = LegSpec(
+    name="transformers, cache by hand",
+    engine="transformers",
+    options={"method": "labels-after-own"},
+    batch_sizes=(1,),
+    max_rows=32,
+)
+
 EXACT = Workload(
     id="fp32",
     title="greedy tokens in float32: equal, token for token",
@@ -76,6 +84,8 @@ W4 = Workload(
         ours(),
         # A row's labels are its batch.
         transformers(max_rows=16, batch_sizes=(1,)),
+        OWN_CACHE,
+        vllm("vllm, prompt_logprobs", method="prompt-labels", max_rows=16),
         vllm(),
         vllm("vllm, blocks of 32", load=SMALL_BLOCKS),
     ),

@@ -75,8 +75,10 @@ def test_one_token_labels_are_scored_the_same(folders: dict[str, str], method: s
     assert close(*answers(folders, "causal-lm", work, method=method))
 
 
-def test_long_labels_are_scored_the_same(folders: dict[str, str]) -> None:
-    assert close(*answers(folders, "causal-lm", make("labels", labels=((3, 5, 7), (3, 9), (11, 2, 4, 8)))))
+@pytest.mark.parametrize("method", ["labels", "labels-after-own"])
+def test_long_labels_are_scored_the_same(folders: dict[str, str], method: str) -> None:
+    work = make("labels", labels=((3, 5, 7), (3, 9), (11, 2, 4, 8)))
+    assert close(*answers(folders, "causal-lm", work, method=method))
 
 
 def test_classes_are_scored_the_same(folders: dict[str, str]) -> None:

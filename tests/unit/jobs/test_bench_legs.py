@@ -136,12 +136,15 @@ def test_a_ratio_is_held_against_its_goal(plan: Plan, theirs: float, met: bool) 
     assert ratios(work, run(work, two(1, theirs), plan)) == [("peer", theirs, 1.5, met)]
 
 
-def test_the_goal_stands_with_the_fastest_of_a_peers_legs(plan: Plan) -> None:
-    work = workload(
-        leg("ours"), leg("peer", counts_for="vllm"), leg("peer, tuned", counts_for="vllm"), goals={"vllm": 3.0}
-    )
-    workers = two(1, 4) | {"peer, tuned": InstantWorker("peer, tuned", [], at(2))}
-    assert ratios(work, run(work, workers, plan)) == [("peer", 4.0, None, None), ("peer, tuned", 2.0, 3.0, False)]
+def test_the_goal_stands_with_every_leg_that_counts_for_it(plan: Plan) -> None:
+    tuned, beside = leg("peer, tuned", counts_for="vllm"), leg("beside")
+    work = workload(leg("ours"), leg("peer", counts_for="vllm"), tuned, beside, goals={"vllm": 3.0})
+    workers = two(1, 4) | {name: InstantWorker(name, [], at(2)) for name in ("peer, tuned", "beside")}
+    assert ratios(work, run(work, workers, plan)) == [
+        ("peer", 4.0, 3.0, True),
+        ("peer, tuned", 2.0, 3.0, False),
+        ("beside", 2.0, None, None),
+    ]
 
 
 def test_without_the_first_leg_nothing_is_compared(plan: Plan) -> None:
@@ -154,8 +157,15 @@ def test_rates_that_should_be_flat_are_checked(plan: Plan, slow: float, holds: b
     work = workload(leg("ours"), leg("ours, more"), max_spread=0.05)
     workers = {"ours": two(1, 1)["ours"], "ours, more": InstantWorker("ours, more", [], at(slow))}
     facts = report(work, run(work, workers, plan))
-    assert [check["holds"] for check in facts["checks"]] == [holds]
+    assert [check["holds"] for check in facts["checks"]] == [holds, True]
     assert facts["ratios"] == []
+
+
+def test_memory_that_should_be_flat_is_checked(plan: Plan) -> None:
+    work = workload(leg("ours"), leg("peer"), max_spread=0.05)
+    measured = run(work, two(1, 1), plan)
+    measured.legs[1].runs[-1]["rss_mib"] = [2.0, 2.2]
+    assert [check["holds"] for check in report(work, measured)["checks"]] == [True, False]
 
 
 def test_answers_that_must_be_equal_fail_where_one_is_not(plan: Plan) -> None:

@@ -21,6 +21,11 @@ def test_rounds_have_the_same_lengths_and_other_tokens(workload) -> None:
 
 
 @pytest.mark.parametrize("workload", MADE, ids=lambda workload: workload.id)
+def test_fewer_rows_are_the_first_of_more(workload) -> None:
+    assert workload.make(3, 0).rows == workload.make(8, 0).rows[:3]
+
+
+@pytest.mark.parametrize("workload", MADE, ids=lambda workload: workload.id)
 def test_work_survives_its_way_to_a_worker(workload, tmp_path: Path) -> None:
     work = workload.make(5, 0)
     work.write(tmp_path / "work.json")
