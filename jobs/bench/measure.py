@@ -78,13 +78,15 @@ def timed_run(engine: EngineUnderTest, work: Work, message: Message, dtype: torc
     before_counters, before_mib = engine.counters(), resident_mib()
     gc.collect()
     gflops = gemm_gflops(dtype)
-    start = time.perf_counter()
+    start, cpu_start = time.perf_counter(), time.process_time()
     outputs = call()
-    seconds = time.perf_counter() - start
+    seconds, cpu_seconds = time.perf_counter() - start, time.process_time() - cpu_start
     counts = {name: value - before_counters.get(name, 0) for name, value in engine.counters().items()}
     answer = {
         "seconds": seconds,
         "gemm_gflops": gflops,
+        # Well below 1 where the engine waits for something, or others took the cores.
+        "cores_share": cpu_seconds / seconds / torch.get_num_threads(),
         "rss_mib": [round(before_mib, 1), round(resident_mib(), 1)],
         "counters": counts,
     }

@@ -18,7 +18,8 @@ def report(workload: Workload, measured: Measured) -> Report:
         "id": workload.id,
         "title": workload.title,
         "unit": workload.unit,
-        "legs": [_leg(leg, subject) for leg in measured.legs],
+        # Legs of different lengths end with different rows.
+        "legs": [_leg(leg, None if workload.max_spread else subject) for leg in measured.legs],
         "skipped": [{"name": skipped.spec.name, "reason": skipped.reason} for skipped in measured.skipped],
         "ratios": [] if subject is None or workload.max_spread else _ratios(workload, measured.legs, subject),
     }
@@ -44,6 +45,7 @@ def _leg(leg: Leg, subject: Leg | None) -> Report:
         "rates": [round(rate, 2) for rate in leg.rates],
         "seconds": [round(value, 3) for value in seconds],
         "gemm_gflops": [round(value) for value in gemm],
+        "cores_share": [round(run["cores_share"], 2) for run in leg.runs],
         "rss_mib": [run["rss_mib"] for run in leg.runs],
         "counters": leg.runs[-1]["counters"],
         "loaded": leg.loaded,

@@ -1,10 +1,11 @@
 """The table: what `make bench` prints at the end."""
 
+import statistics
 from typing import Any
 
 HEADER = (
-    f"{'':<5}{'leg':<28}{'rate':>10} {'unit':<9}{'batch':>6}{'rows':>6}{'load s':>8}{'GEMM GF/s':>11}{'ours is':>9}"
-    f"{'goal':>8}  "
+    f"{'':<9}{'leg':<28}{'rate':>10} {'unit':<9}{'batch':>6}{'rows':>6}{'load s':>8}{'GEMM GF/s':>11}"
+    f"{'cores':>7}{'first is':>9}{'goal':>8}"
 )
 
 
@@ -12,19 +13,19 @@ def lines(reports: list[dict[str, Any]]) -> list[str]:
     """Return the table's lines."""
     table = [HEADER]
     for report in reports:
-        table.append(f"{report['id']:<5}{report['title']}")
+        table.append(f"{report['id']:<9}{report['title']}")
         ratios = {ratio["to"]: ratio for ratio in report["ratios"]}
         table += [_leg_line(leg, report["unit"], ratios.get(leg["name"])) for leg in report["legs"]]
-        table += [f"{'':<5}{leg['name']:<28}skipped: {leg['reason']}" for leg in report["skipped"]]
-        table += [f"{'':<5}{'holds' if check['holds'] else 'FAILS'}: {check['what']}" for check in report["checks"]]
+        table += [f"{'':<9}{leg['name']:<28}skipped: {leg['reason']}" for leg in report["skipped"]]
+        table += [f"{'':<9}{'holds' if check['holds'] else 'FAILS'}: {check['what']}" for check in report["checks"]]
     return table
 
 
 def _leg_line(leg: dict[str, Any], unit: str, ratio: dict[str, Any] | None) -> str:
-    gemm = sorted(leg["gemm_gflops"])[len(leg["gemm_gflops"]) // 2]
+    gemm, cores = statistics.median(leg["gemm_gflops"]), statistics.median(leg["cores_share"])
     line = (
-        f"{'':<5}{leg['name']:<28}{leg['rate']:>10.1f} {unit:<9}{leg['options'].get('batch_size', ''):>6}"
-        f"{leg['rows']:>6}{leg['loaded']['load_s']:>8.1f}{gemm:>11}"
+        f"{'':<9}{leg['name']:<28}{leg['rate']:>10.1f} {unit:<9}{leg['options'].get('batch_size', ''):>6}"
+        f"{leg['rows']:>6}{leg['loaded']['load_s']:>8.1f}{gemm:>11.0f}{cores:>7.0%}"
     )
     if ratio is not None:
         goal = "" if ratio["goal"] is None else f">= {ratio['goal']:g}"
