@@ -86,6 +86,7 @@ def test_every_setting_of_beam_search_reaches_the_request() -> None:
         ({"length_penalty": math.inf}, "less than or equal to 10"),
         ({"early_stopping": "always"}, "early_stopping"),
         ({"num_beams": 4, "num_samples": 2}, r"num_samples \(2\) and num_beams \(4\) are both above 1"),
+        ({"num_beams": 4, "regex": "a+"}, r"num_beams \(4\) above 1 cannot be held to regex"),
         ({"num_beams": 4, "temperature": 0.5}, r"num_beams \(4\) above 1 needs temperature 0, got 0.5"),
         ({"min_new_tokens": -1}, "greater than or equal to 0"),
         ({"min_new_tokens": 65}, r"min_new_tokens \(65\) is above max_new_tokens \(64\)"),
