@@ -33,10 +33,8 @@ class GrammarCompiler:
         Words' tokens begin with the space before the word; without leave to generate it, a model had to begin with
         tokens that it hardly ever saw behind a prompt. Raises ConfigError naming `setting`.
         """
-        if any("\0" in text for text in texts):
-            raise ConfigError(f"{setting}: a choice must not hold the character NUL; remove it")
-        written = " | ".join(json.dumps(text, ensure_ascii=False) for text in texts)
-        return self._compile(llguidance.LLMatcher.grammar_from_lark(f'start: " "? ({written})'), setting)
+        alternatives = "|".join(map(_literal, texts))
+        return self._compile(llguidance.LLMatcher.grammar_from_regex(f" ?(?:{alternatives})"), setting)
 
     def regex(self, pattern: str, setting: str) -> "GrammarConstraint":
         """Return the constraint to texts that match the whole of `pattern`. Raises ConfigError naming `setting`."""
@@ -134,6 +132,11 @@ class _Words:
 
     def __call__(self, text: str) -> list[int]:
         return self._tokenizer.encode_batch([text])[0]
+
+
+def _literal(text: str) -> str:
+    """Return the regex of exactly this text; llguidance's own strings may not hold some control codes."""
+    return "".join(char if char.isascii() and char.isalnum() else f"\\x{{{ord(char):x}}}" for char in text)
 
 
 def _as_llguidance(tokenizer: Tokenizer) -> llguidance.LLTokenizer:

@@ -1,8 +1,8 @@
 """Verbatim: a continuation held to a part of a given text, and where in the text it stands.
 
-It is decided on bytes, so a character that several tokens share is no special case. White space around an answer is not
-part of it. One space before it may be generated whether or not the text has one there: words' tokens begin with one, and
-behind "Answer:" a model goes on with " Paris", be "Paris" the text's first word or not.
+It is decided on bytes, so a character that several tokens share is no special case. White space around an answer is
+not part of it. One space before it may be generated whether or not the text has one there: words' tokens begin with
+one, and behind "Answer:" a model goes on with " Paris", be "Paris" the text's first word or not.
 """
 
 from collections.abc import Iterable, Sequence

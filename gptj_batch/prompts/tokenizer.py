@@ -131,7 +131,7 @@ class Tokenizer:
 
     @property
     def added_token_ids(self) -> frozenset[int]:
-        """Return the ids of tokens that were added to the vocabulary, such as the end of text: no text has them."""
+        """Return the ids of the tokens added to the vocabulary, such as the end of text, which no text is made of."""
         return frozenset(self._added())
 
     def _added(self) -> dict[int, AddedToken]:

@@ -1,6 +1,7 @@
 import subprocess
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -19,6 +20,7 @@ from gptj_batch import (
 )
 from gptj_batch.backends.fake import FakeBackend
 from gptj_batch.errors import BackendError
+from gptj_batch.requests import Allowed
 
 
 def make_request(key: str = "a", prompt: tuple[int, ...] = (1, 2), stop: Any = None, **sampling: Any) -> Request:
@@ -128,3 +130,52 @@ def test_it_needs_no_torch() -> None:
         "make_backend('fake', model_path='nowhere'); sys.exit('torch' in sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+class OneOf:
+    """Two tokens of a few, in either form; an end after the first is permitted."""
+
+    def __init__(self, allowed: Allowed) -> None:
+        self.allowed_tokens = allowed
+        self.seen: list[int] = []
+
+    def start(self) -> "OneOf":
+        return OneOf(self.allowed_tokens)
+
+    def allowed(self) -> Allowed:
+        return () if self.is_complete else self.allowed_tokens
+
+    def accept(self, token_id: int) -> None:
+        if token_id == 13:
+            raise ValueError("what the record says")
+        self.seen.append(token_id)
+
+    @property
+    def may_end(self) -> bool:
+        return len(self.seen) >= 1
+
+    @property
+    def is_complete(self) -> bool:
+        return len(self.seen) == 2
+
+
+@pytest.mark.parametrize("allowed", [(3, 70, 9), (1 << 3 | 1 << 9 | 1 << 70).to_bytes(9, "little")])
+def test_constraints_are_followed(allowed: Allowed) -> None:
+    requests = [replace(make_request(prompt=(number,)), constraint=OneOf(allowed)) for number in range(40)]
+    results = FakeBackend().run(requests)
+    assert all(isinstance(result, Generated) and result.finish_reason == "stop" for result in results)
+    found = {result.token_ids for result in results if isinstance(result, Generated)}
+    assert {len(token_ids) for token_ids in found} == {1, 2}
+    assert {token for token_ids in found for token in token_ids} == {3, 70, 9}
+    assert results == FakeBackend().run(requests)
+    cut = FakeBackend().run([replace(make_request(max_new_tokens=2, min_new_tokens=2), constraint=OneOf(allowed))])
+    assert isinstance(cut[0], Generated) and len(cut[0].token_ids) == 2
+
+
+def test_a_constraint_that_raises_or_leaves_nothing_fails_its_request() -> None:
+    results = FakeBackend().run([replace(make_request(), constraint=OneOf(allowed)) for allowed in ((13,), ())])
+    errors = [result.error for result in results if isinstance(result, Failed)]
+    assert errors == [
+        "the request's constraint raised ValueError; correct it",
+        "the request's constraint allows no token after 0 generated ones",
+    ]

@@ -5,7 +5,6 @@ from typing import Any
 
 import jsonschema
 import pytest
-from .walks import NAMES, listed, text_bytes, tokenizer_of, walk
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -14,8 +13,14 @@ from gptj_batch.errors import ConfigError
 from gptj_batch.prompts.tokenizer import END_OF_TEXT, Tokenizer
 from gptj_batch.requests import Constraint
 
+from .walks import NAMES, listed, text_bytes, tokenizer_of, walk
+
 COMPILERS = {"tiny": GrammarCompiler(tokenizer_of("tiny")), "demo": GrammarCompiler(tokenizer_of("demo"))}
-REGEXES = [r"[0-9]{3}", r"(yes|no)!?", r"^\w+@\w+\.(com|org)$", "é😀*|a\nb", r"\d\d:\d\d", r"a/b\\\"", r"(?i)hello"]
+REGEXES = [
+    r"[0-9]{3}",
+    r"(yes|no)!?", r"^[a-z]{1,8}@[A-Z_]{1,5}\.(com|org)$", "é😀{0,3}|a\nb", r"a/b\\\"",
+    r"(?i)hello", r"[^a]{1,3}?b",
+]  # fmt: skip
 SCHEMAS: list[dict[str, Any]] = [
     {
         "type": "object",
@@ -30,7 +35,13 @@ SCHEMAS: list[dict[str, Any]] = [
     },
     {"type": "array", "items": {"type": "boolean"}, "minItems": 1, "maxItems": 3},
     {"anyOf": [{"type": "null"}, {"type": "string", "pattern": "^[a-c]{1,3}$"}]},
-    {"$defs": {"n": {"const": 7}}, "type": "object", "properties": {"n": {"$ref": "#/$defs/n"}}, "required": ["n"]},
+    {
+        "$defs": {"n": {"const": 7}},
+        "type": "object",
+        "properties": {"n": {"$ref": "#/$defs/n"}},
+        "required": ["n"],
+        "additionalProperties": False,
+    },
 ]
 
 
@@ -83,38 +94,41 @@ def test_every_choice_can_be_made_and_nothing_else(name: str) -> None:
         "é😀",
         "{x}|[y]*",
         "<[5]>",
-        "\t\u2028\x7f",
+        "\t\u2028\x7f\0",
         END_OF_TEXT,
     ]
-    found = texts(name, compiler_of(name).choices(choices, "task.choices"), 600, 80)
-    assert set(found) == {space + text for text in choices for space in ("", " ")}
+    found = set(texts(name, compiler_of(name).choices(choices, "task.choices"), 600, 80))
+    assert found <= {space + text for text in choices for space in ("", " ")}
+    assert set(choices) <= found | {text.removeprefix(" ") for text in found}
 
 
 @settings(max_examples=60)
-@given(st.lists(st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), min_size=1), min_size=1))
+@given(st.lists(st.text(st.characters(exclude_categories=["Cs"]), min_size=1), min_size=1))
 def test_choices_may_hold_any_text(choices: list[str]) -> None:
     for text in texts("tiny", COMPILERS["tiny"].choices(choices, "task.choices"), 3, 2000):
         assert text in choices or text.removeprefix(" ") in choices
 
 
-def test_masks_are_exact_for_every_token_of_a_small_vocabulary() -> None:
+def test_no_token_is_allowed_that_leads_to_no_choice() -> None:
+    # Where all texts go on with the same bytes, llguidance allows but one way to write them: the usual one.
     tokenizer = tokenizer_of("tiny")
     whole = ["the weather", "the world", "then", "wé", "w😀"]
     wanted = [text.encode() for text in whole] + [b" " + text.encode() for text in whole]
     constraint = COMPILERS["tiny"].choices(whole, "x")
     rng = random.Random(1)
-    for _ in range(200):
+    for _ in range(30):
         state, so_far = constraint.start(), b""
         while not state.is_complete:
-            expected = [
+            possible = {
                 token
                 for token in range(tokenizer.vocab_size)
                 if token not in tokenizer.added_token_ids
                 and any(text.startswith(so_far + tokenizer.token_bytes(token)) for text in wanted)
-            ]
-            assert listed(state.allowed()) == expected
+            }
+            allowed = listed(state.allowed())
+            assert set(allowed) <= possible and bool(allowed) == bool(possible)
             assert state.may_end == (so_far in wanted)
-            token = rng.choice(expected)
+            token = rng.choice(allowed)
             so_far += tokenizer.token_bytes(token)
             state.accept(token)
         assert so_far in wanted
@@ -166,7 +180,6 @@ def test_a_tokenizer_without_an_end_of_text_will_do() -> None:
         ("json_schema", {"not": {}}, "task.json_schema: cannot be enforced: Unimplemented keys"),
         ("json_schema", {"$ref": "http://x/y"}, "task.json_schema: cannot be enforced: .*does not fetch"),
         ("json_schema", {"type": "integer", "minimum": 3, "maximum": 2}, "task.json_schema: .*Unsatisfiable"),
-        ("choices", ["a\0b"], "task.choices: a choice must not hold the character NUL"),
     ],
 )
 def test_what_cannot_be_enforced_is_a_configuration_error_that_names_the_setting(
@@ -180,7 +193,7 @@ def test_what_cannot_be_enforced_is_a_configuration_error_that_names_the_setting
 def test_a_token_that_was_not_allowed_and_a_grammar_that_is_too_large_raise_without_quoting() -> None:
     tokenizer = tokenizer_of("tiny")
     state = COMPILERS["tiny"].regex("[0-9]+", "x").start()
-    with pytest.raises(RuntimeError, match="^llguidance has given up$"):
+    with pytest.raises(RuntimeError, match=r"^llguidance has given up$"):
         state.accept(tokenizer.encode_batch(["w"])[0][0])
     with pytest.raises((RuntimeError, ConfigError)):
         walk(COMPILERS["tiny"].regex("x{1000000}", "x"), random.Random(0), 2_000_000)

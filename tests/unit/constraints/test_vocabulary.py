@@ -1,8 +1,9 @@
 import pytest
-from .walks import NAMES, listed, tokenizer_of
 
 from gptj_batch.constraints.vocabulary import MAX_LISTED, Vocabulary
 from gptj_batch.prompts.tokenizer import END_OF_TEXT
+
+from .walks import NAMES, listed, tokenizer_of
 
 TEXT = "in the news: sports of the world 😀 \u00a0e\u0301 <|endoftext|>".encode()
 

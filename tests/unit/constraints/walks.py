@@ -32,8 +32,7 @@ def listed(allowed: Allowed) -> list[int]:
     """The ids that are allowed, in order."""
     if not isinstance(allowed, bytes):
         return sorted(allowed)
-    bits = int.from_bytes(allowed, "little")
-    return [token for token in range(8 * len(allowed)) if bits >> token & 1]
+    return [8 * place + bit for place, byte in enumerate(allowed) if byte for bit in range(8) if byte >> bit & 1]
 
 
 def walk(constraint: Constraint, rng: random.Random, max_tokens: int, end_share: float = 0.3) -> tuple[list[int], bool]:
