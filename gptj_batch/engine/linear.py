@@ -11,8 +11,17 @@ from torch import Tensor, nn
 
 from gptj_batch.model.block import ACTIVATION_FUNCTIONS
 
-# By what oneDNN calls it: the functions that it can apply to a product's result before that leaves the registers.
-FUSED_ACTIVATIONS = {None: ("none", ""), "gelu_new": ("gelu", "tanh"), "gelu": ("gelu", "none"), "relu": ("relu", "")}
+# What oneDNN calls them: it applies them to a product's result before that leaves the registers. torch's own functions
+# would not do: they compute the last few numbers of an array, wherever it ends, in another way than the rest, so that a
+# row's result would depend on how many rows there are.
+FUSED_ACTIVATIONS = {
+    None: ("none", ""),
+    "relu": ("relu", ""),
+    "silu": ("swish", ""),
+    "gelu": ("gelu", "none"),
+    "tanh": ("tanh", ""),
+    "gelu_new": ("gelu", "tanh"),
+}
 
 
 class Linear(Protocol):
@@ -84,9 +93,7 @@ class _PackedLinear:
         self._weight = torch.ops.mkldnn._reorder_linear_weight(layer.weight.detach(), None)
         self._bias = None if layer.bias is None else layer.bias.detach()
         _release(layer)
-        is_fused = activation in FUSED_ACTIVATIONS
-        self._fused, self._algorithm = FUSED_ACTIVATIONS[activation if is_fused else None]
-        self._activation = None if is_fused or activation is None else ACTIVATION_FUNCTIONS[activation]
+        self._activation, self._algorithm = FUSED_ACTIVATIONS[activation]
 
     def __call__(self, x: Tensor, plus: Tensor | None = None) -> Tensor:
         # One row alone would go another way through oneDNN, and sum in another order.
@@ -96,10 +103,10 @@ class _PackedLinear:
             plus = None if plus is None else plus.repeat(2, 1)
         run = torch.ops.mkldnn._linear_pointwise
         if plus is not None:
+            assert self._activation == "none", "a layer has an activation or is added to something, never both"
             output: Tensor = run.binary(x, plus, self._weight, self._bias, "add")
         else:
-            output = run(x, self._weight, self._bias, self._fused, [], self._algorithm)
-            output = output if self._activation is None else self._activation(output)
+            output = run(x, self._weight, self._bias, self._activation, [], self._algorithm)
         return output[:num_rows]
 
 

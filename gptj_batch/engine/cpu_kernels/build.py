@@ -5,6 +5,7 @@ import hashlib
 import os
 import platform
 import shutil
+import stat
 import subprocess
 import tempfile
 from functools import cache
@@ -45,7 +46,18 @@ def _load() -> ctypes.CDLL:
     compiler = next(filter(None, map(shutil.which, COMPILERS)), None)
     if compiler is None:
         raise KernelsUnavailable(f"no C++ compiler ({', '.join(COMPILERS)}) was found; install g++")
-    library = _cache_folder() / f"kernels-{_fingerprint(compiler)}.so"
+    name = f"kernels-{_fingerprint(compiler)}.so"
+    try:
+        folder = _cache_folder()
+        if folder is not None:
+            return _load_from(folder / name, compiler)
+        with tempfile.TemporaryDirectory(prefix="gptj_batch-kernels-") as temporary:
+            return _load_from(Path(temporary) / name, compiler)  # once loaded, it needs its file no longer
+    except OSError as error:
+        raise KernelsUnavailable(f"there is nowhere to keep what {compiler} builds: {error}") from None
+
+
+def _load_from(library: Path, compiler: str) -> ctypes.CDLL:
     if not library.exists():
         _build(compiler, library)
     try:
@@ -59,28 +71,33 @@ def _build(compiler: str, library: Path) -> None:
     descriptor, unfinished = tempfile.mkstemp(suffix=".so", dir=library.parent)
     os.close(descriptor)
     try:
-        command = [compiler, *FLAGS, str(SOURCE), "-o", unfinished]
-        subprocess.run(command, check=True, capture_output=True, timeout=MAX_BUILD_S)  # noqa: S603 - no user input
+        _compile(compiler, unfinished)
         Path(unfinished).replace(library)
+    finally:
+        Path(unfinished).unlink(missing_ok=True)
+
+
+def _compile(compiler: str, output: str) -> None:
+    command = [compiler, *FLAGS, str(SOURCE), "-o", output]
+    try:
+        subprocess.run(command, check=True, capture_output=True, timeout=MAX_BUILD_S)  # noqa: S603 - no user input
     except subprocess.CalledProcessError as error:
         lines = error.stderr.decode(errors="replace").strip().splitlines() or ["no message"]
         raise KernelsUnavailable(f"{compiler} could not build {SOURCE.name}: {lines[0][:200]}") from None
     except (OSError, subprocess.TimeoutExpired) as error:
         raise KernelsUnavailable(f"{compiler} could not be run ({type(error).__name__})") from None
-    finally:
-        Path(unfinished).unlink(missing_ok=True)
 
 
-def _cache_folder() -> Path:
-    """Return a folder that only this user can write: what lies there is loaded and run."""
+def _cache_folder() -> Path | None:
+    """Return a folder that nobody but this user can write to, or None: what lies there is loaded and run."""
     try:
         folder = Path.home() / ".cache" / "gptj_batch"
-        folder.mkdir(parents=True, exist_ok=True)
-        if folder.stat().st_uid == os.getuid() and os.access(folder, os.W_OK):
-            return folder
-    except (OSError, RuntimeError):  # no home, or one that cannot be written
-        pass
-    return Path(tempfile.mkdtemp(prefix="gptj_batch-kernels-"))
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        found = folder.stat()
+    except (OSError, RuntimeError):  # no home, or one that cannot be written to
+        return None
+    is_private = found.st_uid == os.getuid() and found.st_mode & (stat.S_IWGRP | stat.S_IWOTH) == 0
+    return folder if is_private and os.access(folder, os.W_OK) else None
 
 
 def _fingerprint(compiler: str) -> str:

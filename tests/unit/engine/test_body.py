@@ -1,0 +1,162 @@
+"""Body against the model that it was made of."""
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+from torch import Tensor
+
+from gptj_batch.engine.body import Body, Rotated
+from gptj_batch.engine.linear import JoinedWeights, LinearFactory, PackedWeights, SharedWeights
+from gptj_batch.engine.padding import padded_size
+from gptj_batch.model import GPTJConfig, GPTJForCausalLM, GPTJForSequenceClassification
+from gptj_batch.model.attention import DenseAttend
+
+KINDS = pytest.mark.parametrize("kind", [SharedWeights, JoinedWeights, PackedWeights])
+
+
+@pytest.fixture(autouse=True)
+def no_gradients() -> Iterator[None]:
+    with torch.inference_mode():
+        yield
+
+
+def make_model(activation: str = "gelu_new") -> GPTJForCausalLM:
+    torch.manual_seed(0)
+    config = GPTJConfig(
+        vocab_size=96,
+        n_positions=64,
+        n_embd=32,
+        n_layer=2,
+        n_head=2,
+        rotary_dim=8,
+        activation_function=activation,
+        initializer_range=0.2,
+    )
+    return GPTJForCausalLM(config).eval()
+
+
+def dense() -> DenseAttend:
+    return DenseAttend(batch_size=1, mask=None, cache=None, dropout=0.0, keep_weights=False)
+
+
+def tokens(count: int) -> tuple[Tensor, Tensor]:
+    return torch.arange(count) * 7 % 96, torch.arange(count)
+
+
+class Recorder:
+    """A `FusedAttend` that passes the first E channels on and notes what it was shown; padding becomes NaN."""
+
+    def __init__(self, num_tokens: int) -> None:
+        self._num_tokens = num_tokens
+        self.seen: list[tuple[int, int]] = []
+
+    def __call__(self, layer: int, projected: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        assert len(projected) == len(cos) == len(sin)
+        self.seen.append((layer, len(projected)))
+        mixed = projected[:, :32].clone()
+        mixed[self._num_tokens :] = torch.nan
+        return mixed
+
+
+@KINDS
+@pytest.mark.parametrize("num_tokens", [1, 2, 31, 33, 63])
+def test_tokens_are_encoded_as_by_the_model(kind: type[LinearFactory], num_tokens: int) -> None:
+    model = make_model()
+    ids, positions = tokens(num_tokens)
+    expected = model.transformer.encode(ids, positions, dense())
+    found = Body(model, kind()).encode(ids, positions, Rotated(dense(), num_tokens, 2))
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
+
+
+@KINDS
+@pytest.mark.parametrize("activation", ["relu", "silu", "gelu", "tanh"])
+def test_every_activation_is_that_of_the_model(kind: type[LinearFactory], activation: str) -> None:
+    model = make_model(activation)
+    ids, positions = tokens(9)
+    expected = model.transformer.encode(ids, positions, dense())
+    found = Body(model, kind()).encode(ids, positions, Rotated(dense(), 9, 2))
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
+
+
+def test_positions_need_not_follow_each_other() -> None:
+    model = make_model()
+    ids, positions = torch.tensor([3, 4, 5, 6]), torch.tensor([0, 1, 40, 63])
+    expected = model.transformer.encode(ids, positions, dense())
+    found = Body(model, PackedWeights()).encode(ids, positions, Rotated(dense(), 4, 2))
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
+
+
+def test_a_trace_holds_the_input_of_every_block_without_padding() -> None:
+    model = make_model()
+    ids, positions = tokens(33)
+    expected: list[Tensor] = []
+    model.transformer.run(model.transformer.wte(ids), positions, dense(), expected)
+    found: list[Tensor] = []
+    Body(model, PackedWeights()).encode(ids, positions, Rotated(dense(), 33, 2), found)
+    assert len(found) == 2
+    for ours, theirs in zip(found, expected, strict=True):
+        torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=0)
+
+
+def test_layers_come_in_order_with_rows_padded_to_a_few_sizes() -> None:
+    attend = Recorder(33)
+    Body(make_model(), SharedWeights()).encode(*tokens(33), attend)
+    assert padded_size(33) == 34
+    assert attend.seen == [(0, 34), (1, 34)]
+
+
+@KINDS
+def test_what_attention_leaves_in_rows_of_padding_does_not_matter(kind: type[LinearFactory]) -> None:
+    found = Body(make_model(), kind()).encode(*tokens(33), Recorder(33))
+    assert found.shape == (33, 32) and found.isfinite().all()
+    whole = Body(make_model(), kind()).encode(*tokens(34), Recorder(34))
+    torch.testing.assert_close(found, whole[:33], atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_packed_row_is_the_same_bit_for_bit_with_any_number_of_others(dtype: torch.dtype) -> None:
+    body = Body(make_model().to(dtype), PackedWeights())
+    together = body.encode(*tokens(63), Recorder(63))
+    logits = body.project(together)
+    for count in (1, 2, 17, 33):
+        some = body.encode(*tokens(count), Recorder(count))
+        assert torch.equal(some, together[:count])
+        assert torch.equal(body.project(some), logits[:count])
+
+
+@KINDS
+@pytest.mark.parametrize("num_rows", [1, 2, 33])
+def test_rows_are_projected_as_by_the_models_head(kind: type[LinearFactory], num_rows: int) -> None:
+    model = make_model()
+    rows = torch.randn(num_rows, 32)
+    expected = model.lm_head(rows)
+    found = Body(model, kind()).project(rows)
+    assert found.shape == (num_rows, 96)
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
+
+
+def test_a_model_without_a_language_modelling_head_cannot_project() -> None:
+    torch.manual_seed(0)
+    config = GPTJConfig(vocab_size=96, n_positions=64, n_embd=32, n_layer=1, n_head=2, rotary_dim=8)
+    body = Body(GPTJForSequenceClassification(config).eval(), SharedWeights())
+    with pytest.raises(AssertionError, match="language modelling head"):
+        body.project(torch.zeros(1, 32))
+
+
+def test_shared_weights_leave_the_model_as_it_was() -> None:
+    model = make_model()
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    Body(model, SharedWeights()).encode(*tokens(5), Recorder(5))
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+
+
+@pytest.mark.parametrize("kind", [JoinedWeights, PackedWeights])
+def test_what_is_held_in_another_form_is_not_held_twice(kind: type[LinearFactory]) -> None:
+    model = make_model()
+    Body(model, kind())
+    block = model.transformer.h[0]
+    joined = [block.attn.q_proj, block.attn.k_proj, block.attn.v_proj]
+    packed = [block.attn.out_proj, block.mlp.fc_in, block.mlp.fc_out, model.lm_head] if kind is PackedWeights else []
+    assert all(layer.weight.numel() == 0 for layer in (*joined, *packed))
+    assert model.transformer.wte.weight.numel() > 0
