@@ -59,6 +59,7 @@ class Engine:
             vocab_size=shape.vocab_size,
             n_positions=shape.n_positions,
             cache_tokens=self.scheduler.pool.capacity_tokens,
+            n_layer=shape.n_layer,
             head=next(head for head, kind in MODEL_CLASSES.items() if isinstance(model, kind)),
         )
         self._num_added = 0

@@ -5,7 +5,7 @@ import torch
 
 from gptj_batch import Classified, ClassifyRequest, Failed, Labelled, LabelRequest, SpanLogits, SpanRequest
 from gptj_batch.backends import make_backend
-from gptj_batch.engine import Engine, EngineConfig, readers
+from gptj_batch.engine import Engine, EngineConfig, token_logprobs
 from gptj_batch.engine.row import Row
 from gptj_batch.engine.single_pass import SinglePass
 from gptj_batch.errors import CheckpointError
@@ -63,7 +63,8 @@ def test_scores_do_not_depend_on_how_many_rows_the_head_takes_at_a_time(
 ) -> None:
     request = LabelRequest(key="a", prompt_token_ids=[3, 4, 5], label_token_ids=((5, 6, 7), (5, 6, 8, 9), (4,)))
     (whole,) = answers(model, [request])
-    monkeypatch.setattr(readers, "MAX_LOGIT_ROWS", 2)
+    monkeypatch.setattr(token_logprobs, "MAX_LOGIT_ROWS", 2)
+    monkeypatch.setattr(token_logprobs, "MAX_NORMALISER_ROWS", 1)
     (piecewise,) = answers(model, [request])
     assert isinstance(whole, Labelled) and isinstance(piecewise, Labelled)
     assert piecewise.label_logprobs == pytest.approx(whole.label_logprobs, abs=1e-5)
