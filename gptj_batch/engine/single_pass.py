@@ -8,10 +8,9 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from gptj_batch.engine.first_layers import encode_first_layers
 from gptj_batch.engine.kv_cache import bytes_per_token, free_bytes
 from gptj_batch.engine.packed_rows import PackedRows
-from gptj_batch.engine.padding import encode
+from gptj_batch.engine.read_body import encode_read
 from gptj_batch.engine.readers import make_reader
 from gptj_batch.engine.row import Row
 from gptj_batch.engine.row_queue import RowQueue
@@ -74,7 +73,7 @@ class SinglePass:
         for shared in packed.shared:
             if shared.share.prefix.layers:
                 self.prefixes.use(shared.share.prefix)
-        return self._read(hidden[torch.tensor(packed.read, device=hidden.device)], rows)
+        return self._read(hidden, rows)
 
     def _pack(self, rows: list[Row], num_layers: int) -> PackedRows:
         """Lay out a pass: first those prefixes whose keys and values are not held, then the rows."""
@@ -88,14 +87,13 @@ class SinglePass:
         return packed
 
     def _encode(self, packed: PackedRows, num_layers: int | None) -> Tensor:
-        """Run the pass through so many layers, or through the whole model.
+        """Run the pass through so many layers, or through the whole model, and return what stands at the tokens read.
 
-        returns: (T, E)
+        returns: (S, E)
         """
-        body, device = self._model.transformer, self._model.device
-        token_ids = torch.tensor(packed.token_ids, device=device)
-        positions = torch.tensor(packed.positions, device=device)
+        device = self._model.device
+        token_ids, positions, read = (
+            torch.tensor(numbers, device=device) for numbers in (packed.token_ids, packed.positions, packed.read)
+        )
         attend = TreeAttend(packed, self._model.dtype, device)
-        if num_layers is None:
-            return encode(body, token_ids, positions, attend)
-        return encode_first_layers(body, num_layers, token_ids, positions, attend)
+        return encode_read(self._model.transformer, num_layers, token_ids, positions, read, attend)
