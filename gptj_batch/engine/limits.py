@@ -95,14 +95,21 @@ class Limits:
                 f"first_token must be the place of one of the {num_prompt_tokens} prompt tokens, got "
                 f"{request.first_token}"
             )
-        if isinstance(request, ScoreRequest) and not 1 <= request.first_token < num_prompt_tokens:
-            return (
-                f"first_token must be the place of a prompt token with another before it (1 to "
-                f"{num_prompt_tokens - 1}), got {request.first_token}; put the end-of-text token before the text to "
-                "score its first token too"
-            )
+        if isinstance(request, ScoreRequest):
+            return self._refuse_score(request.first_token, num_prompt_tokens)
         if isinstance(request, EmbedRequest) and request.layer is not None:
             return self._refuse_layer(request.layer)
+        return None
+
+    def _refuse_score(self, first_token: int, num_prompt_tokens: int) -> str | None:
+        advice = "put the end-of-text token before the text to score its first token too"
+        if num_prompt_tokens < 2:
+            return f"prompt_token_ids must hold at least two tokens to be scored, got {num_prompt_tokens}; {advice}"
+        if not 1 <= first_token < num_prompt_tokens:
+            return (
+                f"first_token must be the place of a prompt token with another before it (1 to "
+                f"{num_prompt_tokens - 1}), got {first_token}; {advice}"
+            )
         return None
 
     def _refuse_layer(self, layer: int) -> str | None:

@@ -32,7 +32,9 @@ def saved(num_members: int, num_tokens: int) -> int:
 
 
 def common(one: list[int], other: list[int]) -> int:
-    return next((place for place, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(map(len, (one, other))))
+    return next(
+        (place for place, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(map(len, (one, other)))
+    )
 
 
 @given(TOKENS, TOKENS, TOKENS)

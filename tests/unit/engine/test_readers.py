@@ -3,7 +3,17 @@ from pathlib import Path
 import pytest
 import torch
 
-from gptj_batch import Classified, ClassifyRequest, Failed, Labelled, LabelRequest, SpanLogits, SpanRequest
+from gptj_batch import (
+    Classified,
+    ClassifyRequest,
+    EmbedRequest,
+    Failed,
+    Labelled,
+    LabelRequest,
+    ScoreRequest,
+    SpanLogits,
+    SpanRequest,
+)
 from gptj_batch.backends import make_backend
 from gptj_batch.engine import Engine, EngineConfig, token_logprobs
 from gptj_batch.engine.row import Row
@@ -91,10 +101,11 @@ def test_spans_are_read_from_the_first_token_asked_for(reader: HeadModel, max_st
         assert result.end_logits == pytest.approx(dense.end_logits[0, request.first_token :].tolist(), abs=1e-5)
 
 
-def test_what_is_not_finite_fails_alone(classifier: HeadModel, reader: HeadModel) -> None:
-    for model, kind in ((classifier, ClassifyRequest), (reader, SpanRequest)):
+def test_what_is_not_finite_fails_alone(model: GPTJForCausalLM, classifier: HeadModel, reader: HeadModel) -> None:
+    kinds = ((classifier, ClassifyRequest), (reader, SpanRequest), (model, ScoreRequest), (model, EmbedRequest))
+    for model, kind in kinds:
         more = {"first_token": 0} if kind is SpanRequest else {}
-        requests = [kind(key="a", prompt_token_ids=ids, **more) for ids in ([3, 4], [3, 60])]
+        requests = [kind(key="a", prompt_token_ids=ids, **more) for ids in ([3, 4, 5], [3, 60, 5])]
         weight = model.transformer.wte.weight
         with torch.no_grad():
             kept = weight[60].clone()

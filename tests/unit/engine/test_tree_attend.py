@@ -22,7 +22,10 @@ def make_rows(prefix_token_ids: list[int]) -> list[Row]:
     prefix = SharedPrefix(make_key(prefix_token_ids), prefix_token_ids)
     share = Share(prefix=prefix, num_tokens=len(prefix_token_ids))
     rows = [
-        Row(uid, LabelRequest(key="a", prompt_token_ids=prefix_token_ids + [10 + uid] * (uid + 1), label_token_ids=labels))
+        Row(
+            uid,
+            LabelRequest(key="a", prompt_token_ids=prefix_token_ids + [10 + uid] * (uid + 1), label_token_ids=labels),
+        )
         for uid, labels in enumerate([LABELS, ((1,),), LABELS[1:]])
     ]
     for row in rows:
@@ -89,7 +92,9 @@ def test_the_explicit_form_is_the_fused_one(mask: str, max_score_bytes: int, mon
     query, key, value = (random(HEADS, 9, CHANNELS + extra)[..., extra:] for extra in range(3))
     bias = torch.zeros(9, 9).masked_fill(torch.ones(9, 9, dtype=torch.bool).triu(3), -torch.inf)
     more = {"none": {}, "causal": {"is_causal": True}, "bias": {"bias": bias}}[mask]
-    for found, expected in zip(attend_explicitly(query, key, value, **more), attend(query, key, value, **more), strict=True):
+    for found, expected in zip(
+        attend_explicitly(query, key, value, **more), attend(query, key, value, **more), strict=True
+    ):
         torch.testing.assert_close(found, expected, atol=1e-6, rtol=0)
 
 
