@@ -127,7 +127,7 @@ def test_one_request_scores_all_labels_behind_the_prompt(tokenizer: Tokenizer) -
     [
         ("sum", ["World", "Quetzalcoatlus"], True),
         ("mean", ["World", "Quetzalcoatlus"], False),
-        ("mean", {"a": " World", "b": " Sports"}, True),
+        ("mean", {"first": "a", "second": "b"}, True),
     ],
 )
 def test_only_differences_are_asked_for_where_probabilities_are_the_same(
