@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Literal, Protocol, Self
+from typing import Literal, Protocol, Self, get_args
 
 # The length of a text to this power still fits a float32, with room for its log-probability.
 MAX_LENGTH_PENALTY = 10.0
@@ -135,11 +135,16 @@ class Request:
 
 @dataclass(frozen=True, kw_only=True)
 class LabelRequest:
-    """A prompt whose given continuations (labels) are to be scored, each as if it were alone."""
+    """A prompt whose given continuations (labels) are to be scored, each as if it were alone.
+
+    relative: only differences between the labels matter. The log-likelihoods may then all be off by the same number,
+    which spares the normaliser over the vocabulary behind the prompt.
+    """
 
     key: str
     prompt_token_ids: Sequence[int]
     label_token_ids: tuple[tuple[int, ...], ...]
+    relative: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -162,7 +167,45 @@ class SpanRequest:
     first_token: int
 
 
-HeadRequest = LabelRequest | ClassifyRequest | SpanRequest
+@dataclass(frozen=True, kw_only=True)
+class ScoreRequest:
+    """A text whose tokens' probabilities are wanted, each given all before it.
+
+    first_token: the place in `prompt_token_ids` of the first token to be scored, at least 1; before it is the context
+    """
+
+    key: str
+    prompt_token_ids: Sequence[int]
+    first_token: int = 1
+
+
+Pooling = Literal["mean", "last"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class EmbedRequest:
+    """A text to be turned into a vector.
+
+    pooling: the mean over all its tokens, or the last one
+    layer: a place in transformers' `hidden_states`: 0 the embedding, n_layer the last, behind the final norm; negative
+    ones count from the end; None is the last
+    normalize: scale the vector to length 1
+    Raises ValueError for a pooling that there is not.
+    """
+
+    key: str
+    prompt_token_ids: Sequence[int]
+    pooling: Pooling = "mean"
+    layer: int | None = None
+    normalize: bool = False
+
+    def __post_init__(self) -> None:
+        """Refuse a pooling that there is not."""
+        if self.pooling not in get_args(Pooling):
+            raise ValueError(f"pooling must be one of {', '.join(get_args(Pooling))}, got {self.pooling!r}")
+
+
+HeadRequest = LabelRequest | ClassifyRequest | SpanRequest | ScoreRequest | EmbedRequest
 """What one pass over the prompt answers, without generating."""
 
 AnyRequest = Request | HeadRequest

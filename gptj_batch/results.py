@@ -1,5 +1,6 @@
 """What the compute side answers."""
 
+from array import array
 from dataclasses import dataclass
 from typing import Literal
 
@@ -25,7 +26,10 @@ class Generated:
 
 @dataclass(frozen=True, kw_only=True)
 class Labelled:
-    """The log-likelihood of every label after the prompt, in nats, summed over the label's tokens."""
+    """The log-likelihood of every label after the prompt, in nats, summed over the label's tokens.
+
+    To a request that is `relative`, they may all be off by the same number.
+    """
 
     key: str
     label_logprobs: tuple[float, ...]
@@ -52,6 +56,24 @@ class SpanLogits:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Scored:
+    """The log-probability, in nats, of every token from the first that was asked for to the prompt's last."""
+
+    key: str
+    token_logprobs: tuple[float, ...]
+    num_prompt_tokens: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Embedded:
+    """The vector of a text: an array of typecode "f" (float32), which numpy and Arrow read without a copy."""
+
+    key: str
+    vector: "array[float]"
+    num_prompt_tokens: int
+
+
+@dataclass(frozen=True, kw_only=True)
 class Failed:
     """A request that could not be done; the others are not touched by it."""
 
@@ -59,6 +81,6 @@ class Failed:
     error: str
 
 
-HeadResult = Labelled | Classified | SpanLogits
+HeadResult = Labelled | Classified | SpanLogits | Scored | Embedded
 
 AnyResult = Generated | HeadResult | Failed

@@ -13,7 +13,7 @@ from gptj_batch.engine.beams import Beams
 from gptj_batch.engine.config import EngineConfig
 from gptj_batch.engine.kv_cache import bytes_per_token, free_bytes
 from gptj_batch.engine.limits import Limits
-from gptj_batch.engine.prepare import prepare_body, prepare_runner
+from gptj_batch.engine.prepare import prepare_body, prepare_rows, prepare_runner
 from gptj_batch.engine.row import Row
 from gptj_batch.engine.runner import Runner
 from gptj_batch.engine.sampling import Choice
@@ -66,11 +66,13 @@ class Engine:
         self.facts: dict[str, str] = {}  # about the ways that were taken on this device
         if isinstance(model, GPTJForCausalLM):
             self.runner, self.facts = prepare_runner(model, body, self.bounds, use_kernels=config.kernels == "auto")
-        self.single_pass = SinglePass(model, body, self.bounds.max_step_tokens)
+        attention = prepare_rows(model, use_kernels=config.kernels == "auto")
+        self.single_pass = SinglePass(model, body, attention, self.bounds.max_step_tokens)
         self.limits = Limits(
             vocab_size=shape.vocab_size,
             n_positions=shape.n_positions,
             cache_tokens=self.scheduler.pool.capacity_tokens,
+            n_layer=shape.n_layer,
             head=next(head for head, kind in MODEL_CLASSES.items() if isinstance(model, kind)),
         )
         self._num_added = 0

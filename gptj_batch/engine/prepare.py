@@ -6,11 +6,13 @@ from gptj_batch.engine.body import Body
 from gptj_batch.engine.config import Bounds
 from gptj_batch.engine.cpu_attention import DTYPES, TILE_TOKENS, CpuPagedAttention, padded_head_dim
 from gptj_batch.engine.cpu_kernels.build import KernelsUnavailable, load_library
+from gptj_batch.engine.cpu_rows import CpuRowAttention
 from gptj_batch.engine.cuda_path import choose_path
 from gptj_batch.engine.kv_cache import KVCache
 from gptj_batch.engine.linear import JoinedWeights, LinearFactory, PackedWeights, SharedWeights
 from gptj_batch.engine.paged_attention import PagedAttention, TorchPagedAttention
 from gptj_batch.engine.runner import Runner
+from gptj_batch.engine.tree_attend import RowAttention, TorchRowAttention
 from gptj_batch.model import GPTJForCausalLM, HeadModel
 
 
@@ -46,6 +48,14 @@ def _cuda_runner(model: GPTJForCausalLM, body: Body, bounds: Bounds) -> tuple[Ru
     forward = CudaForward(body, attention, bounds.max_running, max_blocks, CudaCapture(model.device))
     facts = path.describe() | {"cuda_graphs": forward.graphs_fact}
     return Runner(body, attention, block_size, end, forward), facts
+
+
+def prepare_rows(model: HeadModel, *, use_kernels: bool) -> RowAttention:
+    """Return the attention of single passes."""
+    shape = model.config
+    if use_kernels and why_no_cpu_kernels(model.device, model.dtype, TILE_TOKENS) is None:
+        return CpuRowAttention(shape.n_head, shape.head_dim, model.dtype)
+    return TorchRowAttention(shape.n_head, model.dtype, model.device)
 
 
 def _linears(device: torch.device, dtype: torch.dtype) -> LinearFactory:

@@ -82,8 +82,10 @@ def numbers(result: AnyResult) -> list[float]:
             return list(result.label_logprobs)
         case Classified():
             return list(result.logits)
-        case _:
+        case SpanLogits():
             return [*result.start_logits, *result.end_logits]
+        case _:
+            raise TypeError(f"no workload asks for a {type(result).__name__}")
 
 
 if __name__ == "__main__":

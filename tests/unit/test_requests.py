@@ -1,12 +1,13 @@
 import dataclasses
 import math
 import pickle
+from array import array
 from typing import Any
 
 import pytest
 
-from gptj_batch.requests import LabelRequest, Request, SamplingParams
-from gptj_batch.results import Failed, Generated, Labelled
+from gptj_batch.requests import EmbedRequest, LabelRequest, Request, SamplingParams, ScoreRequest
+from gptj_batch.results import Embedded, Failed, Generated, Labelled, Scored
 
 
 def test_without_parameters_decoding_is_greedy() -> None:
@@ -84,6 +85,10 @@ def test_mlperf_prescribes_four_beams_and_30_to_128_tokens() -> None:
         LabelRequest(key="k", prompt_token_ids=[1], label_token_ids=((1,),)),
         Generated(key="k", token_ids=(1,), finish_reason="stop", num_prompt_tokens=1),
         Labelled(key="k", label_logprobs=(-1.0,), num_prompt_tokens=1),
+        ScoreRequest(key="k", prompt_token_ids=[1, 2]),
+        EmbedRequest(key="k", prompt_token_ids=[1]),
+        Scored(key="k", token_logprobs=(-1.0,), num_prompt_tokens=2),
+        Embedded(key="k", vector=array("f", [0.5]), num_prompt_tokens=1),
         Failed(key="k", error="why"),
     ],
     ids=lambda value: type(value).__name__,
@@ -94,3 +99,14 @@ def test_requests_and_results_are_plain_values_that_nobody_changes(value: Any) -
         setattr(value, dataclasses.fields(value)[0].name, "other")
     with pytest.raises(TypeError, match="positional"):
         type(value)("k")
+
+
+def test_a_pooling_that_there_is_not_is_refused() -> None:
+    pooling: Any = "max"
+    with pytest.raises(ValueError, match="pooling must be one of mean, last, got 'max'"):
+        EmbedRequest(key="k", prompt_token_ids=[1], pooling=pooling)
+
+
+def test_a_vector_is_read_as_float32_without_a_copy() -> None:
+    memory = memoryview(Embedded(key="k", vector=array("f", [0.5, 0.25]), num_prompt_tokens=1).vector)
+    assert (memory.format, memory.nbytes) == ("f", 8)

@@ -1,3 +1,4 @@
+import math
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -9,12 +10,16 @@ import pytest
 from gptj_batch import (
     Classified,
     ClassifyRequest,
+    Embedded,
+    EmbedRequest,
     Failed,
     Generated,
     Labelled,
     LabelRequest,
     Request,
     SamplingParams,
+    Scored,
+    ScoreRequest,
     SpanLogits,
     SpanRequest,
 )
@@ -92,6 +97,25 @@ def test_heads_get_a_logit_per_label_or_token() -> None:
     assert len(span.start_logits) == len(span.end_logits) == 2 and span.start_logits != span.end_logits
     (failed,) = fake.run([SpanRequest(key="s", prompt_token_ids=(1, 2, 3), first_token=3)])
     assert isinstance(failed, Failed)
+
+
+def test_texts_get_a_likelihood_per_token_that_looks_back_only() -> None:
+    requests = [ScoreRequest(key="s", prompt_token_ids=ids, first_token=1) for ids in ((1, 2, 3, 4), (1, 2, 3, 5))]
+    one, other = FakeBackend().run(requests)
+    assert isinstance(one, Scored) and isinstance(other, Scored)
+    assert len(one.token_logprobs) == 3 and max(one.token_logprobs) <= 0
+    assert one.token_logprobs[:2] == other.token_logprobs[:2] and one.token_logprobs[2] != other.token_logprobs[2]
+    (failed,) = FakeBackend().run([ScoreRequest(key="s", prompt_token_ids=(1,), first_token=1)])
+    assert isinstance(failed, Failed)
+
+
+def test_texts_get_a_vector_as_wide_as_the_model() -> None:
+    requests = [EmbedRequest(key="e", prompt_token_ids=(1, 2), normalize=normalize) for normalize in (False, True)]
+    plain, normal = FakeBackend(width=24).run(requests)
+    assert isinstance(plain, Embedded) and isinstance(normal, Embedded)
+    assert len(plain.vector) == len(normal.vector) == 24 and plain.vector.typecode == "f"
+    length = math.hypot(*plain.vector)
+    assert list(normal.vector) == pytest.approx([value / length for value in plain.vector])
 
 
 def test_what_an_engine_would_refuse_fails_in_its_place() -> None:
