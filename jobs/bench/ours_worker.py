@@ -9,7 +9,7 @@ from importlib.metadata import version
 from gptj_batch import ClassifyRequest, Generated, LabelRequest, Request, SamplingParams, SpanRequest
 from gptj_batch.engine import Engine, EngineConfig
 from gptj_batch.requests import AnyRequest
-from gptj_batch.results import AnyResult, Classified, Failed, Labelled
+from gptj_batch.results import AnyResult, Classified, Failed, Labelled, SpanLogits
 from jobs.bench.measure import serve_engine
 from jobs.bench.protocol import Message
 from jobs.bench.work import Numbers, Work
