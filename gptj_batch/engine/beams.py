@@ -74,7 +74,9 @@ class Beams:
     def _advance(self, group: Group, offers: dict[Sequence, Offer]) -> Generated | Failed | None:
         """Advance one search; return the result if that ends it."""
         request = group.sequences[0].request
-        search = self._searches.setdefault(group, BeamSearch(request, self._eos_token_ids))
+        if group not in self._searches:
+            self._searches[group] = BeamSearch(request, self._eos_token_ids)
+        search = self._searches[group]
         finite = [offer for offer in (offers[sequence] for sequence in group.sequences) if offer is not None]
         if len(finite) < len(group.sequences):
             return Failed(
