@@ -9,6 +9,7 @@ Shape letters: see gptj_batch.engine. Here K is the keys that are seen.
 from typing import Protocol
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from gptj_batch.engine.body import FusedAttend, Rotated
@@ -57,11 +58,12 @@ class TreeAttend:
         """
         mixed = torch.zeros_like(query)
         out = mixed.transpose(0, 1)
-        logs = query.new_empty(out.shape[:2], dtype=torch.float32)
+        logs = query.new_empty(out.shape[:2], dtype=torch.float32) if self._packed.shared else None
         query, key, value = (x.transpose(0, 1) for x in (query, key, value))
         fed = self._feed(query, key, value, out)
         self._attend_within_rows(query, key, value, out, logs)
         for shared in self._packed.shared:
+            assert logs is not None
             prefix, num_tokens, span = shared.share.prefix, shared.share.num_tokens, shared.span
             keys, values = fed[prefix] if prefix in fed else prefix.layers[layer]
             to_prefix, prefix_logs = attend(query[:, span], keys[:, :num_tokens], values[:, :num_tokens])
@@ -78,25 +80,42 @@ class TreeAttend:
         layers: dict[SharedPrefix, tuple[Tensor, Tensor]] = {}
         for fed in self._packed.fed:
             keys, values = key[:, fed.span].contiguous(), value[:, fed.span].contiguous()
-            out[:, fed.span] = attend(query[:, fed.span], keys, values, is_causal=True)[0]
+            _attend_into(out, None, fed.span, query, keys, values)
             layers[fed.prefix] = keys, values
             if fed.is_kept:
                 fed.prefix.layers.append((keys, values))
         return layers
 
-    def _attend_within_rows(self, query: Tensor, key: Tensor, value: Tensor, out: Tensor, logs: Tensor) -> None:
+    def _attend_within_rows(self, query: Tensor, key: Tensor, value: Tensor, out: Tensor, logs: Tensor | None) -> None:
         """Attend within each row: its context causally, the branches along the tree.
 
-        query, key, value, out: (H, T, D)    logs: (H, T)
+        query, key, value, out: (H, T, D)    logs: (H, T), or None where they are not needed
         """
         for row, bias in zip(self._packed.rows, self._biases, strict=True):
-            context, branch = slice(row.first, row.branch), slice(row.branch, row.stop)
-            out[:, context], logs[:, context] = attend(
-                query[:, context], key[:, context], value[:, context], is_causal=True
+            context, branch, whole = (
+                slice(row.first, row.branch),
+                slice(row.branch, row.stop),
+                slice(row.first, row.stop),
             )
+            _attend_into(out, logs, context, query, key[:, context], value[:, context])
             if bias is not None:
-                whole = slice(row.first, row.stop)
-                out[:, branch], logs[:, branch] = attend(query[:, branch], key[:, whole], value[:, whole], bias)
+                _attend_into(out, logs, branch, query, key[:, whole], value[:, whole], bias)
+
+
+def _attend_into(
+    out: Tensor, logs: Tensor | None, span: slice, query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None = None
+) -> None:
+    """Let the queries of a span attend, causally where there is no bias, and put what comes of it into their places.
+
+    out, query: (H, T, D)    logs: (H, T)    key, value: (H, K, D)    bias: (Q, K)
+    """
+    if logs is None:
+        mask = None if bias is None else bias[None, None]
+        out[:, span] = F.scaled_dot_product_attention(
+            query[None, :, span], key[None], value[None], attn_mask=mask, is_causal=bias is None
+        )[0]
+    else:
+        out[:, span], logs[:, span] = attend(query[:, span], key, value, bias, is_causal=bias is None)
 
 
 def attend(
