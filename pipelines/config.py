@@ -19,12 +19,12 @@ from pipelines.problems import known_settings, problems
 # Settings that the contract has and this version or this task does not: better said than called unknown.
 # Each with the values that ask for nothing, which are let through, and what to say of any other.
 LATER: dict[str, tuple[tuple[Any, ...], str]] = {
-    "task.num_beams": ((None, 1), "beam search is not in this version"),
-    "task.length_penalty": ((None, 1.0), "beam search is not in this version"),
-    "task.early_stopping": ((None, False), "beam search is not in this version"),
-    "task.choices": ((None,), "constrained decoding is not in this version; `classify` scores a list of choices"),
-    "task.regex": ((None,), "constrained decoding is not in this version"),
-    "task.json_schema": ((None,), "constrained decoding is not in this version"),
+    "task.num_beams": ((None, 1), "it belongs to `generate`"),
+    "task.length_penalty": ((None, 1.0), "it belongs to `generate`"),
+    "task.early_stopping": ((None, False), "it belongs to `generate`"),
+    "task.choices": ((None,), "it belongs to `generate`; `classify` has labels"),
+    "task.regex": ((None,), "it belongs to `generate`"),
+    "task.json_schema": ((None,), "it belongs to `generate`"),
     "task.calibrate": ((None, "none"), "calibration is not in this version"),
     "task.text": ((None,), "it belongs to `classify` with method head"),
     "task.top_k": ((None, 0), "it belongs to `classify` with method head, to `extract` and to `generate`"),

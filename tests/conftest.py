@@ -1,4 +1,4 @@
-"""What every test stands on: no network, no telemetry, and a Ray that neither asks for a token nor writes one."""
+"""What every test stands on: no network, no telemetry, a Ray that neither asks for a token nor writes one, no GPU."""
 
 import os
 
@@ -8,3 +8,5 @@ os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
 os.environ["RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO"] = "0"
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ.pop("RAY_ADDRESS", None)
+# Before anything imports Triton, whose own functions are defined one way or the other when it is imported.
+os.environ.setdefault("TRITON_INTERPRET", "1")

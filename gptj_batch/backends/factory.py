@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from gptj_batch.backends.base import Backend
-from gptj_batch.backends.fake import DEFAULT_NUM_LABELS, DEFAULT_VOCAB_SIZE, FakeBackend
+from gptj_batch.backends.fake import DEFAULT_NUM_LABELS, DEFAULT_VOCAB_SIZE, DEFAULT_WIDTH, FakeBackend
 from gptj_batch.engine.config import GIB, EngineConfig
 from gptj_batch.errors import CheckpointError, ConfigError
 from gptj_batch.model_folder import Head, label_names, read_config
@@ -50,12 +50,15 @@ def make_backend(
     return NativeBackend.from_pretrained(model_path, head=head, revision=revision, dtype=dtype, config=config)
 
 
-def _sizes(model_path: str | Path) -> tuple[int, int]:
-    """Return the tokens and labels of a model that lies here, so that what the fake makes up can be decoded."""
+def _sizes(model_path: str | Path) -> tuple[int, int, int]:
+    """Return the tokens, labels and width of a model that lies here, so that what the fake makes up can be decoded."""
     try:
         config = read_config(Path(model_path))
         num_labels = len(label_names(config, Path(model_path)))
     except CheckpointError:
-        return DEFAULT_VOCAB_SIZE, DEFAULT_NUM_LABELS
-    vocab_size = config.get("vocab_size")
-    return vocab_size if isinstance(vocab_size, int) and vocab_size > 0 else DEFAULT_VOCAB_SIZE, num_labels
+        return DEFAULT_VOCAB_SIZE, DEFAULT_NUM_LABELS, DEFAULT_WIDTH
+    return _count(config.get("vocab_size"), DEFAULT_VOCAB_SIZE), num_labels, _count(config.get("n_embd"), DEFAULT_WIDTH)
+
+
+def _count(value: object, default: int) -> int:
+    return value if isinstance(value, int) and value > 0 else default

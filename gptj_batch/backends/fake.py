@@ -1,27 +1,57 @@
 """FakeBackend: instant answers that are a pure function of each request, for tests and dry runs. No torch."""
 
 import hashlib
+import math
 import threading
+from array import array
 from collections.abc import Sequence
+from dataclasses import replace
 
 from gptj_batch.backends.base import TokenCounts
+from gptj_batch.backends.fake_constrained import follow
 from gptj_batch.errors import BackendError
-from gptj_batch.requests import AnyRequest, ClassifyRequest, LabelRequest, Request, SpanRequest
-from gptj_batch.results import AnyResult, Classified, Failed, FinishReason, Generated, Labelled, SpanLogits
+from gptj_batch.requests import (
+    AnyRequest,
+    ClassifyRequest,
+    EmbedRequest,
+    LabelRequest,
+    Request,
+    ScoreRequest,
+    SpanRequest,
+)
+from gptj_batch.results import (
+    AnyResult,
+    Classified,
+    Embedded,
+    Failed,
+    FinishReason,
+    Generated,
+    Labelled,
+    Scored,
+    SpanLogits,
+)
 
 DEFAULT_VOCAB_SIZE = 50257
 DEFAULT_NUM_LABELS = 2
+DEFAULT_WIDTH = 16
 
 
 class FakeBackend:
     """Answer by hash: a request's result depends on its tokens and parameters, never on its key or company.
 
-    Tokens lie below `vocab_size`. A greedy request's do not depend on its seed, as with a model.
+    Tokens lie below `vocab_size`, embeddings have `width` numbers. A greedy request's tokens do not depend on its seed,
+    as with a model.
     """
 
-    def __init__(self, vocab_size: int = DEFAULT_VOCAB_SIZE, num_labels: int = DEFAULT_NUM_LABELS) -> None:
+    def __init__(
+        self,
+        vocab_size: int = DEFAULT_VOCAB_SIZE,
+        num_labels: int = DEFAULT_NUM_LABELS,
+        width: int = DEFAULT_WIDTH,
+    ) -> None:
         self._vocab_size = vocab_size
         self._num_labels = num_labels
+        self._width = width
         self._counts = TokenCounts()
         self._lock = threading.Lock()
         self._is_closed = False
@@ -55,11 +85,32 @@ class FakeBackend:
             return self._generate(request)
         if isinstance(request, LabelRequest):
             return self._label(request)
+        if isinstance(request, ScoreRequest):
+            return self._score(request)
+        if isinstance(request, EmbedRequest):
+            return self._embed(request)
         return self._span(request) if isinstance(request, SpanRequest) else self._classify(request)
 
     def _generate(self, request: Request) -> Generated | Failed:
         sampling = request.sampling
-        seed = "greedy" if sampling.temperature == 0.0 else f"{sampling.seed} {sampling.temperature}"
+        if sampling.num_beams > 1:
+            return self._search(request)
+        return self._continue(
+            request, "greedy" if sampling.temperature == 0.0 else f"{sampling.seed} {sampling.temperature}"
+        )
+
+    def _search(self, request: Request) -> Generated | Failed:
+        """Return as many continuations as are asked for, best first, as beam search does."""
+        beams = [self._continue(request, f"beam {number}") for number in range(request.sampling.num_return_sequences)]
+        scored = [replace(beam, score=-1.0 - place) for place, beam in enumerate(beams) if isinstance(beam, Generated)]
+        if len(scored) < len(beams):
+            return next(beam for beam in beams if isinstance(beam, Failed))
+        return replace(scored[0], alternatives=tuple(scored[1:]))
+
+    def _continue(self, request: Request, seed: str) -> Generated | Failed:
+        sampling = request.sampling
+        if request.constraint is not None:
+            return follow(request, lambda place: _hash(request.prompt_token_ids, f"{seed} {place}"))
         token_ids: list[int] = []
         logprobs: list[float] = []
         reason: FinishReason = "length"
@@ -106,6 +157,28 @@ class FakeBackend:
             start_logits=tuple(_logit(text, f"start {place}") for place in places),
             end_logits=tuple(_logit(text, f"end {place}") for place in places),
             num_prompt_tokens=num_tokens,
+        )
+
+    def _score(self, request: ScoreRequest) -> Scored | Failed:
+        token_ids = request.prompt_token_ids
+        if not 1 <= request.first_token < len(token_ids):
+            return Failed(
+                key=request.key, error="first_token must be the place of a prompt token, but not of the first"
+            )
+        logprobs = tuple(
+            -(_hash(token_ids[: place + 1], "score") % 4000) / 1000
+            for place in range(request.first_token, len(token_ids))
+        )
+        return Scored(key=request.key, token_logprobs=logprobs, num_prompt_tokens=len(token_ids))
+
+    def _embed(self, request: EmbedRequest) -> Embedded:
+        text = _hash(request.prompt_token_ids, f"{request.pooling} {request.layer}")
+        vector = [_logit(text, f"channel {channel}") for channel in range(self._width)]
+        length = math.hypot(*vector) if request.normalize and any(vector) else 1.0
+        return Embedded(
+            key=request.key,
+            vector=array("f", [value / length for value in vector]),
+            num_prompt_tokens=len(request.prompt_token_ids),
         )
 
 

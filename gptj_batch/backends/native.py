@@ -99,6 +99,7 @@ class NativeBackend:
             "num_blocks": bounds.num_blocks,
             "block_size_tokens": bounds.block_size_tokens,
             "prefix_caching": bounds.prefix_caching,
+            **self._engine.facts,
         }
 
     def close(self) -> None:

@@ -126,6 +126,11 @@ class BlockTables:
             group.num_unborn -= 1
             self._promise(group, group.num_unborn * self._num_own_blocks(group.sequences[0]))
 
+    def expect(self, group: Group) -> None:
+        """Promise a group what one more unborn sequence will need, in place of one that it has lost."""
+        group.num_unborn += 1
+        self._promise(group, group.num_unborn * self._num_own_blocks(group.sequences[0]))
+
     def reorder(self, sequences: list[Sequence], parents: list[int]) -> None:
         """Let each sequence go on from what `sequences[parents[i]]` was; see `Scheduler.reorder`."""
         before = [sequence.state() for sequence in sequences]

@@ -10,9 +10,14 @@ GIB = 1024**3
 
 @dataclass(frozen=True, kw_only=True)
 class Bounds:
-    """The limits an engine runs under: an `EngineConfig` in which every choice has been made."""
+    """The limits an engine runs under: an `EngineConfig` in which every choice has been made.
+
+    min_running: sequences that run in any case, where so many wait; beyond them the scheduler weighs what
+        is left to do.
+    """
 
     max_step_tokens: int
+    min_running: int
     max_running: int
     block_size_tokens: int
     num_blocks: int
@@ -68,7 +73,9 @@ class EngineConfig:
         # Past 256 rows a CPU's GEMM gains nothing and a long step only spills its caches; a GPU re-reads all weights
         # in every step and wants it as full as it can be (engine-facts 4.1, 4.2).
         max_step_tokens = self.max_step_tokens or (1024 if on_cpu else 8192)
-        max_running = self.max_running or (64 if on_cpu else 256)
+        max_running = self.max_running or 256
+        # What a CPU's step costs grows with its rows from about 32 on; a GPU's costs the same, however many there are.
+        min_running = min(32, max_running) if on_cpu else max_running
         # A CPU gathers whole blocks and pays for their empty parts: 16 instead of 32 saved a tenth of that traffic.
         block_size = self.block_size_tokens or (16 if on_cpu else 32)
         num_blocks = self.num_blocks
@@ -84,6 +91,7 @@ class EngineConfig:
             num_blocks = min(num_blocks, max_running * -(-n_positions // block_size))
         return Bounds(
             max_step_tokens=max_step_tokens,
+            min_running=min_running,
             max_running=max_running,
             block_size_tokens=block_size,
             num_blocks=num_blocks,

@@ -8,16 +8,19 @@ from typing import Self
 
 import torch
 
+from gptj_batch.engine.beam_offers import Offer
+from gptj_batch.engine.beams import Beams
 from gptj_batch.engine.config import EngineConfig
 from gptj_batch.engine.kv_cache import bytes_per_token, free_bytes
 from gptj_batch.engine.limits import Limits
-from gptj_batch.engine.prepare import prepare_body, prepare_runner
+from gptj_batch.engine.prepare import prepare_body, prepare_rows, prepare_runner
 from gptj_batch.engine.row import Row
+from gptj_batch.engine.runner import Runner
 from gptj_batch.engine.sampling import Choice
 from gptj_batch.engine.scheduler import Scheduler
 from gptj_batch.engine.sequence import Sequence
 from gptj_batch.engine.single_pass import SinglePass
-from gptj_batch.engine.stopping import finish_reason
+from gptj_batch.engine.stopping import RequestCodeError, finish_reason
 from gptj_batch.errors import ConfigError
 from gptj_batch.model import MODEL_CLASSES, GPTJForCausalLM, HeadModel
 from gptj_batch.model_folder import Head
@@ -57,17 +60,19 @@ class Engine:
         )
         self.model = model
         self.scheduler = Scheduler(self.bounds)
+        self.beams = Beams(self.scheduler, shape.vocab_size, shape.eos_token_ids)
         body = prepare_body(model, take_weights=take_weights)
-        self.runner = (
-            prepare_runner(model, body, self.bounds, use_kernels=config.kernels == "auto")
-            if isinstance(model, GPTJForCausalLM)
-            else None
-        )
-        self.single_pass = SinglePass(model, body, self.bounds.max_step_tokens)
+        self.runner: Runner | None = None
+        self.facts: dict[str, str] = {}  # about the ways that were taken on this device
+        if isinstance(model, GPTJForCausalLM):
+            self.runner, self.facts = prepare_runner(model, body, self.bounds, use_kernels=config.kernels == "auto")
+        attention = prepare_rows(model, use_kernels=config.kernels == "auto")
+        self.single_pass = SinglePass(model, body, attention, self.bounds.max_step_tokens)
         self.limits = Limits(
             vocab_size=shape.vocab_size,
             n_positions=shape.n_positions,
             cache_tokens=self.scheduler.pool.capacity_tokens,
+            n_layer=shape.n_layer,
             head=next(head for head, kind in MODEL_CLASSES.items() if isinstance(model, kind)),
         )
         self._num_added = 0
@@ -102,6 +107,11 @@ class Engine:
         """Say whether `step` has anything left to do or to hand out."""
         return self.scheduler.has_unfinished or self.single_pass.has_unfinished or bool(self._ready)
 
+    def refuse(self, request: AnyRequest) -> str | None:
+        """Return why `request` can never run here, or None: the rule, the values found, what to do."""
+        problem = self.limits.refuse(request)
+        return self.beams.refuse(request) if problem is None and isinstance(request, Request) else problem
+
     def add(self, request: AnyRequest, deliver: Deliver | None = None) -> None:
         """Take a request in; a later `step` returns its result, or hands it to `deliver` if that is given.
 
@@ -111,11 +121,11 @@ class Engine:
         self._num_added += 1
         if deliver is not None:
             self._deliveries[uid] = deliver
-        problem = self.limits.refuse(request)
+        problem = self.refuse(request)
         if problem is not None:
             self._hand_out(uid, Failed(key=request.key, error=problem))
         elif isinstance(request, Request):
-            self.scheduler.add(Sequence(uid, request))
+            self.scheduler.add(Sequence(uid, request), num_sequences=request.sampling.num_beams)
         else:
             self.single_pass.add(Row(uid, request))
 
@@ -146,10 +156,9 @@ class Engine:
         step = self.scheduler.schedule()
         if step.chunks:
             assert self.runner is not None, "the limits refuse what this model cannot generate"
-            choices = self.runner.run(step)
-            spoiled = {sequence for sequence, choice in choices if not choice.is_finite}
-            self.scheduler.commit(step, spoiled)
-            self._postprocess(choices, self.runner.eos_token_ids)
+            outcomes = self.runner.run(step)
+            self.scheduler.commit(step, {sequence for sequence, outcome in outcomes if _is_spoiled(outcome)})
+            self._postprocess(outcomes, self.runner.eos_token_ids)
         finished, self._ready = self._ready, []
         return finished
 
@@ -170,27 +179,34 @@ class Engine:
         results = self.run(requests)
         return [result for result in results if isinstance(result, Labelled | Failed)]
 
-    def _postprocess(self, choices: list[tuple[Sequence, Choice]], eos_token_ids: tuple[int, ...]) -> None:
+    def _postprocess(self, outcomes: list[tuple[Sequence, Choice | Offer]], eos_token_ids: tuple[int, ...]) -> None:
         """Append each sequence's next token, and let go of those that this finishes."""
-        for sequence, choice in choices:
+        for sequence, choice in outcomes:
             # A stop condition may have cancelled any sequence, its own included.
-            result = self._advance(sequence, choice, eos_token_ids) if sequence.is_live else None
+            if not isinstance(choice, Choice) or not sequence.is_live:
+                continue
+            result = self._advance(sequence, choice, eos_token_ids)
             if result is not None and sequence.is_live:
                 self.scheduler.release(sequence)
                 self._hand_out(sequence.uid, result)
+        offers = {sequence: offer for sequence, offer in outcomes if not isinstance(offer, Choice)}
+        for uid, result in self.beams.advance(offers):
+            self._hand_out(uid, result)
 
     def _advance(self, sequence: Sequence, choice: Choice, eos_token_ids: tuple[int, ...]) -> Generated | Failed | None:
         """Append a token; return the result if the sequence is done or has failed."""
         key = sequence.request.key
         if not choice.is_finite:
             return Failed(key=key, error="the model's logits are not finite; try a wider dtype (bfloat16, float32)")
+        if choice.problem is not None:
+            return Failed(key=key, error=choice.problem)
         sequence.append(choice.token_id)
         if choice.logprob is not None:
             sequence.logprobs.append(choice.logprob)
         try:
             reason = finish_reason(sequence, eos_token_ids)
-        except Exception as error:  # noqa: BLE001 - the request's own code; its message might quote the record
-            return Failed(key=key, error=f"the request's stop condition raised {type(error).__name__}; correct it")
+        except RequestCodeError as error:
+            return Failed(key=key, error=str(error))
         return None if reason is None else _generated(sequence, reason)
 
     def _hand_out(self, uid: int, result: AnyResult) -> None:
@@ -203,6 +219,11 @@ class Engine:
 
 def _is_same_device(wanted: torch.device, found: torch.device) -> bool:
     return wanted.type == found.type and wanted.index in (None, found.index)
+
+
+def _is_spoiled(outcome: Choice | Offer) -> bool:
+    """Say whether the logits were not finite, so that what is cached of the sequence is worth nothing."""
+    return outcome is None or (isinstance(outcome, Choice) and not outcome.is_finite)
 
 
 def _generated(sequence: Sequence, reason: FinishReason) -> Generated:

@@ -6,13 +6,24 @@ from typing import Final
 
 from gptj_batch.errors import shorten
 from gptj_batch.model_folder import Head
-from gptj_batch.requests import AnyRequest, ClassifyRequest, HeadRequest, LabelRequest, Request, SpanRequest
+from gptj_batch.requests import (
+    AnyRequest,
+    ClassifyRequest,
+    EmbedRequest,
+    HeadRequest,
+    LabelRequest,
+    Request,
+    ScoreRequest,
+    SpanRequest,
+)
 
 HEAD_OF: Final[dict[type[AnyRequest], Head]] = {
     Request: "causal-lm",
     LabelRequest: "causal-lm",
     ClassifyRequest: "sequence-classification",
     SpanRequest: "question-answering",
+    ScoreRequest: "causal-lm",
+    EmbedRequest: "causal-lm",
 }
 
 
@@ -24,6 +35,7 @@ class Limits:
     n_positions: int
     cache_tokens: int
     head: Head = "causal-lm"
+    n_layer: int = 1
 
     def refuse(self, request: AnyRequest) -> str | None:
         """Return why `request` can never run, or None: the rule, the values found, what to do."""
@@ -82,6 +94,30 @@ class Limits:
             return (
                 f"first_token must be the place of one of the {num_prompt_tokens} prompt tokens, got "
                 f"{request.first_token}"
+            )
+        if isinstance(request, ScoreRequest):
+            return self._refuse_score(request.first_token, num_prompt_tokens)
+        if isinstance(request, EmbedRequest) and request.layer is not None:
+            return self._refuse_layer(request.layer)
+        return None
+
+    def _refuse_score(self, first_token: int, num_prompt_tokens: int) -> str | None:
+        advice = "put the end-of-text token before the text to score its first token too"
+        if num_prompt_tokens < 2:
+            return f"prompt_token_ids must hold at least two tokens to be scored, got {num_prompt_tokens}; {advice}"
+        if not 1 <= first_token < num_prompt_tokens:
+            return (
+                f"first_token must be the place of a prompt token with another before it (1 to "
+                f"{num_prompt_tokens - 1}), got {first_token}; {advice}"
+            )
+        return None
+
+    def _refuse_layer(self, layer: int) -> str | None:
+        num_places = self.n_layer + 1
+        if not -num_places <= layer < num_places:
+            return (
+                f"layer must lie between {-num_places} and {self.n_layer} (0 the embedding, {self.n_layer} the last "
+                f"layer, negative from the end), got {layer}"
             )
         return None
 

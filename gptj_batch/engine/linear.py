@@ -34,6 +34,10 @@ class Linear(Protocol):
         """
         ...
 
+    def weights(self) -> tuple[Tensor, Tensor]:
+        """Return weight and bias, unpacked, (O, K) and (O,); zeros where there is no bias."""
+        ...
+
 
 class LinearFactory(Protocol):
     """Makes the engine's layers of the model's."""
@@ -61,6 +65,10 @@ class _SharedLinear:
         output = outputs[0] if len(outputs) == 1 else torch.cat(outputs, -1)
         output = output if self._activation is None else self._activation(output)
         return output if plus is None else output + plus
+
+    def weights(self) -> tuple[Tensor, Tensor]:
+        weight = torch.cat([layer.weight.detach() for layer in self._layers])
+        return weight, _bias_or_zeros([layer.bias for layer in self._layers], weight)
 
 
 class JoinedWeights:
@@ -108,6 +116,15 @@ class _PackedLinear:
         else:
             output = run(x, self._weight, self._bias, self._activation, [], self._algorithm)
         return output[:num_rows]
+
+    def weights(self) -> tuple[Tensor, Tensor]:
+        weight: Tensor = self._weight.to_dense()
+        return weight, _bias_or_zeros([self._bias], weight)
+
+
+def _bias_or_zeros(biases: Ordered[Tensor | None], weight: Tensor) -> Tensor:
+    given = [bias.detach() for bias in biases if bias is not None]
+    return torch.cat(given) if given else weight.new_zeros(len(weight))
 
 
 def _joined(layers: Ordered[nn.Linear]) -> nn.Linear:

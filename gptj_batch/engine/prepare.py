@@ -6,10 +6,13 @@ from gptj_batch.engine.body import Body
 from gptj_batch.engine.config import Bounds
 from gptj_batch.engine.cpu_attention import DTYPES, TILE_TOKENS, CpuPagedAttention, padded_head_dim
 from gptj_batch.engine.cpu_kernels.build import KernelsUnavailable, load_library
+from gptj_batch.engine.cpu_rows import CpuRowAttention
+from gptj_batch.engine.cuda_path import choose_path
 from gptj_batch.engine.kv_cache import KVCache
 from gptj_batch.engine.linear import JoinedWeights, LinearFactory, PackedWeights, SharedWeights
 from gptj_batch.engine.paged_attention import PagedAttention, TorchPagedAttention
 from gptj_batch.engine.runner import Runner
+from gptj_batch.engine.tree_attend import RowAttention, TorchRowAttention
 from gptj_batch.model import GPTJForCausalLM, HeadModel
 
 
@@ -18,10 +21,41 @@ def prepare_body(model: HeadModel, *, take_weights: bool) -> Body:
     return Body(model, _linears(model.device, model.dtype) if take_weights else SharedWeights())
 
 
-def prepare_runner(model: GPTJForCausalLM, body: Body, bounds: Bounds, *, use_kernels: bool) -> Runner:
-    """Return what runs the steps of generation, with a KV cache of the size that `bounds` says."""
+def prepare_runner(
+    model: GPTJForCausalLM, body: Body, bounds: Bounds, *, use_kernels: bool
+) -> tuple[Runner, dict[str, str]]:
+    """Return what runs the steps of generation, with a KV cache of the size that `bounds` says, and facts about it."""
+    if use_kernels and model.device.type == "cuda":
+        return _cuda_runner(model, body, bounds)
     attention = _attention(model, bounds, use_kernels)
-    return Runner(body, attention, bounds.block_size_tokens, model.config.eos_token_ids)
+    return Runner(body, attention, bounds.block_size_tokens, model.config.eos_token_ids), {}
+
+
+def _cuda_runner(model: GPTJForCausalLM, body: Body, bounds: Bounds) -> tuple[Runner, dict[str, str]]:
+    """Try out what a GPU can do beyond plain torch, and take what works."""
+    shape, block_size, end = model.config, bounds.block_size_tokens, model.config.eos_token_ids
+    path = choose_path(model.device, model.dtype, (shape.n_head, block_size, shape.head_dim))
+    cache = _cache(model, bounds, shape.head_dim)
+    if not path.has_triton:
+        return Runner(body, TorchPagedAttention(cache), block_size, end), path.describe()
+    # Triton is here: these import it.
+    from gptj_batch.engine.cuda_attention import TritonPagedAttention
+    from gptj_batch.engine.cuda_capture import CudaCapture
+    from gptj_batch.engine.cuda_forward import CudaForward
+
+    attention = TritonPagedAttention(cache, path.whole_prompts, path.num_processors)
+    max_blocks = -(-shape.n_positions // block_size)
+    forward = CudaForward(body, attention, bounds.max_running, max_blocks, CudaCapture(model.device))
+    facts = path.describe() | {"cuda_graphs": forward.graphs_fact}
+    return Runner(body, attention, block_size, end, forward), facts
+
+
+def prepare_rows(model: HeadModel, *, use_kernels: bool) -> RowAttention:
+    """Return the attention of single passes."""
+    shape = model.config
+    if use_kernels and why_no_cpu_kernels(model.device, model.dtype, TILE_TOKENS) is None:
+        return CpuRowAttention(shape.n_head, shape.head_dim, model.dtype)
+    return TorchRowAttention(shape.n_head, model.dtype, model.device)
 
 
 def _linears(device: torch.device, dtype: torch.dtype) -> LinearFactory:

@@ -3,6 +3,7 @@
 Shape letters: see gptj_batch.engine. Here S is the tokens that are read, row after row.
 """
 
+from array import array
 from collections.abc import Sequence as Ordered
 from itertools import chain
 from typing import Protocol
@@ -13,11 +14,10 @@ from torch import Tensor
 
 from gptj_batch.engine.body import Body
 from gptj_batch.engine.row import Row
+from gptj_batch.engine.token_logprobs import row_logprobs
 from gptj_batch.model import GPTJForQuestionAnswering, GPTJForSequenceClassification, HeadModel
-from gptj_batch.results import Classified, Failed, HeadResult, Labelled, SpanLogits
-
-# Logits over the vocabulary are made and reduced so many rows at a time: 128 x 50,400 in float32 are 26 MB.
-MAX_LOGIT_ROWS = 128
+from gptj_batch.requests import EmbedRequest, LabelRequest
+from gptj_batch.results import Classified, Embedded, Failed, HeadResult, Labelled, Scored, SpanLogits
 
 
 class Reader(Protocol):
@@ -37,40 +37,51 @@ def make_reader(model: HeadModel, body: Body) -> Reader:
         return ClassReader(model)
     if isinstance(model, GPTJForQuestionAnswering):
         return SpanReader(model)
-    return LabelReader(body)
+    return LanguageReader(body)
 
 
-class LabelReader:
-    """Sum the log-probabilities of every label's tokens."""
+class LanguageReader:
+    """Answer what a language model is asked: likelihoods by its head, embeddings without."""
+
+    def __init__(self, body: Body) -> None:
+        self._likelihoods = LikelihoodReader(body)
+        self._embeddings = EmbeddingReader()
+
+    def __call__(self, hidden: Tensor, rows: list[Row]) -> list[HeadResult | Failed]:
+        """Return a result per row, whichever kinds are mixed; see `Reader`."""
+        parts = hidden.split([row.num_read for row in rows])
+        answers: dict[int, HeadResult | Failed] = {}
+        for reader, is_embedding in ((self._embeddings, True), (self._likelihoods, False)):
+            places = [place for place, row in enumerate(rows) if isinstance(row.request, EmbedRequest) is is_embedding]
+            if places:
+                of_kind = hidden if len(places) == len(rows) else torch.cat([parts[place] for place in places])
+                answers |= zip(places, reader(of_kind, [rows[place] for place in places]), strict=True)
+        return [answers[place] for place in range(len(rows))]
+
+
+class LikelihoodReader:
+    """Sum the log-probabilities of every label's tokens, or give those of a text's one by one."""
 
     def __init__(self, body: Body) -> None:
         self._body = body
 
     def __call__(self, hidden: Tensor, rows: list[Row]) -> list[HeadResult | Failed]:
-        """Return a `Labelled` per row; see `Reader`."""
-        targets: list[tuple[int, int]] = []  # (index into hidden, token), label after label
-        first_node = 0
-        for row in rows:
-            targets += [(first_node + node, token) for label in row.tree.targets for node, token in label]
-            first_node += row.num_read
-        following = iter(self._token_logprobs(hidden, targets))
-        scores = [[sum(next(following) for _ in label) for label in row.tree.targets] for row in rows]
-        return [_labelled(row, of_row) for row, of_row in zip(rows, scores, strict=True)]
+        """Return a `Labelled` or `Scored` per row; see `Reader`."""
+        logprobs = row_logprobs(self._body, hidden, rows)
+        return [_likelihoods(row, of_row) for row, of_row in zip(rows, logprobs, strict=True)]
 
-    def _token_logprobs(self, hidden: Tensor, targets: list[tuple[int, int]]) -> list[float]:
-        """Return the log-probability of every target, log-softmax in float32 over the whole vocabulary.
 
-        hidden: (S, E)
-        """
-        nodes, tokens = torch.tensor(targets, device=hidden.device).unbind(-1)
-        logprobs = torch.empty(len(targets), dtype=torch.float32, device=hidden.device)
-        for first in range(0, len(hidden), MAX_LOGIT_ROWS):
-            logits = self._body.project(hidden[first : first + MAX_LOGIT_ROWS]).float()
-            here = ((nodes >= first) & (nodes < first + MAX_LOGIT_ROWS)).nonzero()[:, 0]
-            local = nodes[here] - first
-            logprobs[here] = logits[local, tokens[here]] - logits.logsumexp(-1)[local]
-        on_host: list[float] = logprobs.tolist()
-        return on_host
+class EmbeddingReader:
+    """Pool hidden states into a vector, in float32."""
+
+    def __call__(self, hidden: Tensor, rows: list[Row]) -> list[HeadResult | Failed]:
+        """Return an `Embedded` per row; see `Reader`."""
+        parts = hidden.float().split([row.num_read for row in rows])
+        vectors = torch.stack([part.mean(0) for part in parts])
+        lengths = torch.linalg.vector_norm(vectors, dim=-1)
+        wanted = torch.tensor([_is_normalized(row) for row in rows], device=vectors.device)
+        scaled = torch.where((wanted & (lengths > 0))[:, None], vectors / lengths[:, None], vectors).cpu()
+        return [_embedded(row, vector) for row, vector in zip(rows, scaled, strict=True)]
 
 
 class ClassReader:
@@ -99,16 +110,30 @@ class SpanReader:
         return [_span_logits(row, *of_row.T.tolist()) for row, of_row in zip(rows, of_rows, strict=True)]
 
 
-def _labelled(row: Row, scores: list[float]) -> Labelled | Failed:
-    if not _are_finite(scores):
-        return _not_finite(row, "scores for the labels")
-    return Labelled(key=row.request.key, label_logprobs=tuple(scores), num_prompt_tokens=len(row.context))
+def _likelihoods(row: Row, logprobs: list[float]) -> Labelled | Scored | Failed:
+    if not _are_finite(logprobs):
+        return _not_finite(row, "scores for the labels" if isinstance(row.request, LabelRequest) else "log-likelihoods")
+    if isinstance(row.request, LabelRequest):
+        return Labelled(key=row.request.key, label_logprobs=tuple(logprobs), num_prompt_tokens=row.num_prompt_tokens)
+    return Scored(key=row.request.key, token_logprobs=tuple(logprobs), num_prompt_tokens=row.num_prompt_tokens)
+
+
+def _is_normalized(row: Row) -> bool:
+    return isinstance(row.request, EmbedRequest) and row.request.normalize
+
+
+def _embedded(row: Row, vector: Tensor) -> Embedded | Failed:
+    """vector: (E,), float32, on the CPU."""
+    if not vector.isfinite().all():
+        return _not_finite(row, "hidden states")
+    packed = array("f", vector.numpy().tobytes())
+    return Embedded(key=row.request.key, vector=packed, num_prompt_tokens=row.num_prompt_tokens)
 
 
 def _classified(row: Row, logits: list[float]) -> Classified | Failed:
     if not _are_finite(logits):
         return _not_finite(row, "logits")
-    return Classified(key=row.request.key, logits=tuple(logits), num_prompt_tokens=len(row.context))
+    return Classified(key=row.request.key, logits=tuple(logits), num_prompt_tokens=row.num_prompt_tokens)
 
 
 def _span_logits(row: Row, starts: list[float], ends: list[float]) -> SpanLogits | Failed:
@@ -118,7 +143,7 @@ def _span_logits(row: Row, starts: list[float], ends: list[float]) -> SpanLogits
         key=row.request.key,
         start_logits=tuple(starts),
         end_logits=tuple(ends),
-        num_prompt_tokens=len(row.context),
+        num_prompt_tokens=row.num_prompt_tokens,
     )
 
 

@@ -9,6 +9,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from gptj_batch.engine.constraining import constrain
+from gptj_batch.engine.cpu_kernels.best import best
 from gptj_batch.engine.sequence import Sequence
 from gptj_batch.engine.stopping import must_go_on, stop_token_ids
 from gptj_batch.requests import SamplingParams
@@ -21,11 +23,16 @@ NUM_LIKELIEST = 256
 
 
 class Choice(NamedTuple):
-    """A sequence's next token. `logprob` is its log-probability by the model itself, where that was asked for."""
+    """A sequence's next token.
+
+    logprob: its log-probability by the model itself, where that was asked for
+    problem: why there is none to choose, where the request's constraint is to blame; the token is then meaningless
+    """
 
     token_id: int
     is_finite: bool
     logprob: float | None
+    problem: str | None = None
 
 
 def choose(logits: Tensor, sequences: Ordered[Sequence], eos_token_ids: tuple[int, ...]) -> list[Choice]:
@@ -36,12 +43,14 @@ def choose(logits: Tensor, sequences: Ordered[Sequence], eos_token_ids: tuple[in
 
     logits: (S, V)
     """
-    # max rather than argmax: the same lowest index on ties, and 6 times faster on a CPU in bf16 (engine-facts 3.2).
-    highest, token_ids = logits.max(-1)
-    is_finite = highest.isfinite() & logits.amin(-1).isfinite()
+    token_ids, is_finite = best(logits) or _likeliest(logits)
     rows = [row for row, sequence in enumerate(sequences) if not _is_plain_greedy(sequence, eos_token_ids)]
+    problems: dict[int, str] = {}
     if rows:
-        chosen = _choose_among(logits[rows].float(), [sequences[row] for row in rows], eos_token_ids)
+        scores, of_rows = logits[rows].float(), [sequences[row] for row in rows]
+        # Before anything waits for the device: a GPU is still at work on the logits while constraints are asked.
+        problems = {rows[row]: problem for row, problem in constrain(scores, of_rows, eos_token_ids).items()}
+        chosen = _choose_among(scores, of_rows, eos_token_ids)
         token_ids = token_ids.index_copy(0, torch.tensor(rows, device=logits.device), chosen)
     columns = [token_ids.double(), is_finite.double()]
     wants_logprob = [sequence.request.sampling.logprobs for sequence in sequences]
@@ -49,9 +58,24 @@ def choose(logits: Tensor, sequences: Ordered[Sequence], eos_token_ids: tuple[in
         columns.append(_logprobs(logits, token_ids).double())
     on_host = torch.stack(columns).tolist()
     return [
-        Choice(int(on_host[0][row]), bool(on_host[1][row]), on_host[2][row] if wants_logprob[row] else None)
+        Choice(
+            token_id=int(on_host[0][row]),
+            is_finite=bool(on_host[1][row]),
+            logprob=on_host[2][row] if wants_logprob[row] else None,
+            problem=problems.get(row),
+        )
         for row in range(len(sequences))
     ]
+
+
+def _likeliest(logits: Tensor) -> tuple[Tensor, Tensor]:
+    """Do in plain torch what the kernel `best` does.
+
+    logits: (S, V)    returns: (S,), int64, and (S,), bool
+    """
+    # max rather than argmax: the same lowest index on ties, and 6 times faster on a CPU in bf16 (engine-facts 3.2).
+    highest, token_ids = logits.max(-1)
+    return token_ids, highest.isfinite() & logits.amin(-1).isfinite()
 
 
 def uniform(seed: int, index: int) -> float:
@@ -75,7 +99,8 @@ def _mix(state: int) -> int:
 def _is_plain_greedy(sequence: Sequence, eos_token_ids: tuple[int, ...]) -> bool:
     sampling = sequence.request.sampling
     suppresses = must_go_on(sequence) and bool(stop_token_ids(sampling, eos_token_ids))
-    return sampling.temperature == 0.0 and sampling.repetition_penalty == 1.0 and not suppresses
+    changes = suppresses or sampling.repetition_penalty != 1.0 or sequence.request.constraint is not None
+    return sampling.temperature == 0.0 and not changes
 
 
 def _choose_among(scores: Tensor, sequences: Ordered[Sequence], eos_token_ids: tuple[int, ...]) -> Tensor:

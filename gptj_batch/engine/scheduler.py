@@ -158,6 +158,15 @@ class Scheduler:
         self._tables.bear(child.group)
         self._tables.fork(parent, child)
 
+    def prune(self, sequence: Sequence) -> None:
+        """Take one of several sequences out of a running group; its place is kept for one to be forked later."""
+        group = sequence.group
+        assert group.is_running and len(group.sequences) > 1, "the last sequence of a group is released with it"
+        sequence.is_live = False
+        self._stop(sequence)
+        group.sequences.remove(sequence)
+        self._tables.expect(group)
+
     def reorder(self, sequences: list[Sequence], parents: list[int]) -> None:
         """Let each sequence go on from what another was: `sequences[i]` from `sequences[parents[i]]`.
 
@@ -238,9 +247,10 @@ class Scheduler:
         if not self._waiting:
             return
         num_running, num_open = self._num_running(), sum(not group.reserves_all for group in self.running)
+        max_running = self._num_wanted()
         while step.num_tokens < self.bounds.max_step_tokens and len(self._in_flight.held) < self.bounds.max_running:
             group = self._waiting.first()
-            if group is None or (num_running and num_running + group.size > self.bounds.max_running):
+            if group is None or (num_running and num_running + group.size > max_running):
                 return
             match = self._tables.find(group.sequences[0])
             if self._in_flight.hold_back(group, match):
@@ -258,6 +268,18 @@ class Scheduler:
             self._take(self._portions(group, self.bounds.max_step_tokens - step.num_tokens), step)
             num_running += group.size
             num_open += not group.reserves_all
+
+    def _num_wanted(self) -> int:
+        """Return how many sequences are to run at the same time, while others wait.
+
+        The longest output sets how many steps there will be at least. As many as will fill these with what is left to
+        generate are enough; with more, most would be done early, and the last steps would run nearly empty.
+        """
+        longest = self._waiting.first()
+        num_steps = [group.num_steps_left for group in (*self.running, *([] if longest is None else [longest]))]
+        num_left = self._waiting.max_new_tokens + sum(group.num_steps_left * group.size for group in self.running)
+        num_enough = -(-num_left // max(num_steps, default=1))
+        return min(self.bounds.max_running, max(self.bounds.min_running, num_enough))
 
     def _begin(self, group: Group, match: Match) -> None:
         sequence = group.sequences[0]

@@ -2,7 +2,7 @@
 
 from typing import NamedTuple
 
-from gptj_batch.requests import Request
+from gptj_batch.requests import ConstraintState, Request
 
 
 class Sequence:
@@ -17,6 +17,7 @@ class Sequence:
     block_table: the blocks that hold those, in order; empty while the sequence waits.
     num_promised_blocks: how many more it is sure to take, which nobody else is let in on.
     group: those it runs with; alone, a group of one.
+    constraint: where it stands in the request's constraint; None without one, and before its first token is chosen.
     is_live: False once it has finished, failed or been cancelled.
     """
 
@@ -34,6 +35,7 @@ class Sequence:
         self.block_table: list[int] = []
         self.num_promised_blocks = 0
         self.group = Group(self, 1)
+        self.constraint: ConstraintState | None = None
         self.is_live = True
 
     @property
@@ -114,6 +116,7 @@ class Group:
 
     sequences: those that there are; the first brings the prompt, the others split off from it.
     num_unborn: how many have yet to split off.
+    max_new_tokens: how many all of them together may generate.
     reserves_all: whether all blocks that it can ever need are promised to it when it begins to run.
     num_promised_blocks: how many are promised to the unborn.
     rank: its place among all groups, lower first; given when the window that it waits in is opened.
@@ -122,6 +125,7 @@ class Group:
     def __init__(self, sequence: Sequence, num_sequences: int) -> None:
         self.sequences = [sequence]
         self.num_unborn = num_sequences - 1
+        self.max_new_tokens = sequence.request.sampling.max_new_tokens * num_sequences
         self.reserves_all = num_sequences > 1 or sequence.runs_to_the_end
         self.num_promised_blocks = 0
         self.rank = -1
@@ -131,6 +135,13 @@ class Group:
     def size(self) -> int:
         """Return how many sequences it has or will have."""
         return len(self.sequences) + self.num_unborn
+
+    @property
+    def num_steps_left(self) -> int:
+        """Return how many tokens its longest sequence may still generate."""
+        return max(
+            sequence.request.sampling.max_new_tokens - len(sequence.generated_token_ids) for sequence in self.sequences
+        )
 
     def num_sure_tokens(self, sequence: Sequence) -> int:
         """Return how many tokens one of its sequences is sure to have fed in the end."""

@@ -22,6 +22,7 @@ class Waiting:
         self._window: list[Group] = []  # the first to begin stands last
         self._arrivals: deque[Group] = deque()
         self._num_ranked = 0
+        self.max_new_tokens = 0  # that all of them together may still generate
 
     def __len__(self) -> int:
         return len(self._window) + len(self._arrivals)
@@ -32,6 +33,7 @@ class Waiting:
 
     def add(self, group: Group) -> None:
         """Let a new group wait."""
+        self.max_new_tokens += group.max_new_tokens
         self._arrivals.append(group)
 
     def first(self) -> Group | None:
@@ -42,14 +44,18 @@ class Waiting:
 
     def take_first(self) -> Group:
         """Take out the group that `first` returned."""
-        return self._window.pop()
+        group = self._window.pop()
+        self.max_new_tokens -= group.max_new_tokens
+        return group
 
     def put_back(self, group: Group) -> None:
         """Let a group wait again, at the place it had."""
+        self.max_new_tokens += group.max_new_tokens
         insort(self._window, group, key=_last_first)
 
     def remove(self, group: Group) -> None:
         """Take out a group, wherever it waits."""
+        self.max_new_tokens -= group.max_new_tokens
         (self._window if group.rank >= 0 else self._arrivals).remove(group)
 
     def _open_window(self) -> None:

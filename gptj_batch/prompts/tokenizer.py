@@ -129,6 +129,11 @@ class Tokenizer:
         vocabulary = self._backend.get_vocab(with_added_tokens=False)
         return {token_id: _token_bytes(text, byte_of) for text, token_id in vocabulary.items()} | added
 
+    @property
+    def added_token_ids(self) -> frozenset[int]:
+        """Return the ids of the tokens added to the vocabulary, such as the end of text, which no text is made of."""
+        return frozenset(self._added())
+
     def _added(self) -> dict[int, AddedToken]:
         added: dict[int, AddedToken] = self._backend.get_added_tokens_decoder()
         return added

@@ -23,6 +23,8 @@ from gptj_batch.results import AnyResult, Labelled
 from gptj_batch.tasks.base import Settings, column
 from gptj_batch.tasks.prompted import PromptEncoder
 
+Likelihood = Literal["sum", "mean"]
+
 
 class ClassifySettings(Settings):
     """The block `task` of a job of kind `classify`, unless its method is `head`."""
@@ -39,7 +41,7 @@ class ClassifySettings(Settings):
     A label of a list is scored with a space before it where the prompt does not end in white space, as words follow
     words in text; the texts of a map are taken as they are.
     """
-    likelihood: Literal["sum", "mean"] = "sum"
+    likelihood: Likelihood = "sum"
     """`sum`: a label's tokens together. `mean`: per token, which takes from short labels their advantage."""
     truncate: TruncationSide = "error"
     """A prompt that does not fit: cut at its left or right end, or make it the row's error."""
@@ -96,7 +98,7 @@ class ClassifyTask:
 
     @property
     def raw_type(self) -> pa.DataType:
-        """Return the packed form: the log-likelihood of each label."""
+        """Return the packed form: the log-likelihood of each label, or all of them off by the same number."""
         return pa.list_(pa.float64())
 
     def prompt(self, record: Mapping[str, Any]) -> str:
@@ -110,7 +112,7 @@ class ClassifyTask:
 
     def request_maker(self, tokenizer: Tokenizer) -> "ClassifyRequestMaker":
         """Return the maker of requests. Raises ConfigError where a label has no tokens, or two the same."""
-        return ClassifyRequestMaker(self.labels, self.label_texts, tokenizer)
+        return ClassifyRequestMaker(self.labels, self.label_texts, tokenizer, self.settings.likelihood)
 
     def pack(self, results: Sequence[AnyResult]) -> list[float]:
         """Return one row's label log-likelihoods."""
@@ -128,9 +130,15 @@ class ClassifyTask:
 
 
 class ClassifyRequestMaker:
-    """Turns token ids into one request that scores every label."""
+    """Turns token ids into one request that scores every label.
 
-    def __init__(self, labels: Sequence[str], texts: Sequence[str], tokenizer: Tokenizer) -> None:
+    The probabilities over labels depend on differences only, which spares the engine a normaliser; not so where each
+    likelihood is divided by another number of tokens.
+    """
+
+    def __init__(
+        self, labels: Sequence[str], texts: Sequence[str], tokenizer: Tokenizer, likelihood: Likelihood
+    ) -> None:
         self._label_token_ids = tuple(tuple(ids) for ids in tokenizer.encode_batch(list(texts)))
         seen: dict[tuple[int, ...], str] = {}
         for label, ids in zip(labels, self._label_token_ids, strict=True):
@@ -139,6 +147,7 @@ class ClassifyRequestMaker:
             if ids in seen:
                 raise ConfigError(f"task.labels: {seen[ids]!r} and {label!r} become the same tokens; change one's text")
             seen[ids] = label
+        self._relative = likelihood == "sum" or len(set(map(len, self._label_token_ids))) == 1
 
     @property
     def reserved_tokens(self) -> int:
@@ -147,7 +156,14 @@ class ClassifyRequestMaker:
 
     def requests(self, key: str, prompt_token_ids: Sequence[int], notes: Any = None) -> list[AnyRequest]:
         """Return the row's one request."""
-        return [LabelRequest(key=key, prompt_token_ids=prompt_token_ids, label_token_ids=self._label_token_ids)]
+        return [
+            LabelRequest(
+                key=key,
+                prompt_token_ids=prompt_token_ids,
+                label_token_ids=self._label_token_ids,
+                relative=self._relative,
+            )
+        ]
 
 
 SCORE_FIELDS = (

@@ -2,20 +2,27 @@
 
 Adds `generated_text` (a list where num_samples > 1), `finish_reason`, `num_prompt_tokens`, `num_generated_tokens` and,
 with `logprobs`, `generated_logprobs`; with several samples the last three but the prompt's count are lists too.
+
+With `choices`, `regex` or `json_schema`, every text whose finish_reason is "stop" is what these describe. One whose
+reason is "length" was cut by max_new_tokens in the middle: it only begins so. JSON is written as Python's json.dumps
+writes it, properties in the schema's order. The log-probabilities are the model's own, not those among allowed tokens.
 """
 
 import hashlib
 from collections.abc import Collection, Mapping, Sequence
+from functools import partial
 from typing import Any, ClassVar, Literal, Self
 
 import pyarrow as pa
 from pydantic import Field, field_validator, model_validator
 
+from gptj_batch.constraints.grammar import GrammarCompiler
+from gptj_batch.errors import ConfigError
 from gptj_batch.model_folder import Head
 from gptj_batch.prompts.template import PromptTemplate
 from gptj_batch.prompts.tokenizer import Tokenizer
 from gptj_batch.prompts.truncation import TruncationSide
-from gptj_batch.requests import AnyRequest, Request, SamplingParams
+from gptj_batch.requests import MAX_LENGTH_PENALTY, AnyRequest, Constraint, Request, SamplingParams
 from gptj_batch.results import AnyResult, Generated
 from gptj_batch.tasks.base import Settings, column
 from gptj_batch.tasks.prompted import PromptEncoder
@@ -48,8 +55,21 @@ class GenerateSettings(Settings):
     """Continuations of each record."""
     seed: int = 0
     """Sampling draws from the seed, the record's key and the sample's number, and from nothing else."""
+    num_beams: int = Field(default=1, ge=1, le=256)
+    """Above 1, beam search: the likeliest continuation among so many kept at a time."""
+    length_penalty: float = Field(default=1.0, ge=-MAX_LENGTH_PENALTY, le=MAX_LENGTH_PENALTY)
+    """Beams compare by log-probability / number of tokens ** length_penalty: above 0, longer texts gain."""
+    early_stopping: bool | Literal["never"] = False
+    """Whether beam search ends with the num_beams-th finished beam; false ends it when none is likely to do better,
+    never only when none could."""
     logprobs: bool = False
     """Add the log-probability of every generated token."""
+    choices: tuple[str, ...] | None = Field(default=None, min_length=1)
+    """The text is exactly one of these."""
+    regex: str | None = Field(default=None, min_length=1)
+    """The whole text matches this pattern, in the syntax of Rust's regex: no look-around, no back-references."""
+    json_schema: dict[str, Any] | str | None = None
+    """The text is JSON that this schema allows; the schema is an object, or JSON itself."""
     truncate: TruncationSide = "error"
     """A prompt that does not fit: cut at its left or right end, or make it the row's error."""
 
@@ -65,13 +85,48 @@ class GenerateSettings(Settings):
             raise ValueError("an empty text would stop every generation at once; remove it")
         return value
 
+    @field_validator("choices", mode="before")
+    @classmethod
+    def _as_tuple(cls, value: Any) -> Any:
+        return tuple(value) if isinstance(value, list) else value
+
+    @field_validator("choices")
+    @classmethod
+    def _check_choices(cls, value: tuple[str, ...] | None) -> tuple[str, ...] | None:
+        if value is not None and ("" in value or len(set(value)) < len(value)):
+            raise ValueError("a choice must not be empty, nor stand there twice")
+        return value
+
     @model_validator(mode="after")
     def _check(self) -> Self:
         if self.min_new_tokens > self.max_new_tokens:
             raise ValueError(f"min_new_tokens ({self.min_new_tokens}) is above max_new_tokens ({self.max_new_tokens})")
+        if self.num_beams > 1 and self.num_samples > 1:
+            raise ValueError(
+                f"num_samples ({self.num_samples}) and num_beams ({self.num_beams}) are both above 1: beam search "
+                "draws no samples; set one of them to 1"
+            )
+        if self.num_beams > 1 and self.temperature > 0.0:
+            raise ValueError(
+                f"num_beams ({self.num_beams}) above 1 needs temperature 0, got {self.temperature}: beam search draws "
+                "nothing; set temperature to 0, or num_beams to 1 to sample"
+            )
         if self.num_samples > 1 and self.temperature == 0.0:
             raise ValueError("num_samples above 1 needs a temperature above 0: greedy samples are all the same")
+        if len(self.constraints) > 1:
+            raise ValueError(f"{' and '.join(self.constraints)} are both set; a text is held to one of them")
+        if self.constraints and self.num_beams > 1:
+            raise ValueError(
+                f"num_beams ({self.num_beams}) above 1 cannot be held to {self.constraints[0]}; set num_beams to 1"
+            )
+        if self.constraints and self.stop:
+            raise ValueError(f"stop would cut the text that {self.constraints[0]} describes; remove one of the two")
         return self
+
+    @property
+    def constraints(self) -> list[str]:
+        """Return which of the settings that constrain the text are set; one at most, once they are checked."""
+        return [name for name in ("choices", "regex", "json_schema") if getattr(self, name) is not None]
 
 
 class GenerateTask:
@@ -123,11 +178,11 @@ class GenerateTask:
 
     def encoder(self, tokenizer: Tokenizer, max_context_tokens: int) -> PromptEncoder:
         """Return the encoder of prompts. Raises ConfigError where what stands behind them leaves no room."""
-        reserved = self.request_maker(tokenizer).reserved_tokens
+        reserved = self.settings.max_new_tokens
         return PromptEncoder(self.prompt, self.settings.truncate, tokenizer, max_context_tokens, reserved)
 
     def request_maker(self, tokenizer: Tokenizer) -> "GenerateRequestMaker":
-        """Return the maker of requests."""
+        """Return the maker of requests. Raises ConfigError for a constraint that cannot be enforced."""
         return GenerateRequestMaker(self.settings, tokenizer)
 
     def pack(self, results: Sequence[AnyResult]) -> list[dict[str, Any]]:
@@ -146,7 +201,8 @@ class GenerateTask:
     def columns(self, raw: Sequence[Any], notes: Sequence[Any], tokenizer: Tokenizer) -> list[pa.Array]:
         """Return the added columns."""
         stop = StopStrings(self.settings.stop, tokenizer) if self.settings.stop else None
-        texts = [None if row is None else [_text(sample, tokenizer, stop) for sample in row] for row in raw]
+        text = partial(_text, tokenizer=tokenizer, stop=stop, choices=self.settings.choices or ())
+        texts = [None if row is None else [text(sample) for sample in row] for row in raw]
         reasons = [None if row is None else [sample["finish_reason"] for sample in row] for row in raw]
         counts = [None if row is None else [len(sample["token_ids"]) for sample in row] for row in raw]
         prompts = [None if row is None else [row[0]["num_prompt_tokens"]] for row in raw]
@@ -168,6 +224,7 @@ class GenerateRequestMaker:
     def __init__(self, settings: GenerateSettings, tokenizer: Tokenizer) -> None:
         self._settings = settings
         self._stop = StopStrings(settings.stop, tokenizer) if settings.stop else None
+        self._constraint = _constraint(settings, tokenizer) if settings.constraints else None
 
     @property
     def reserved_tokens(self) -> int:
@@ -182,6 +239,7 @@ class GenerateRequestMaker:
                 prompt_token_ids=prompt_token_ids,
                 sampling=self._sampling(key, sample),
                 stop=self._stop,
+                constraint=self._constraint,
             )
             for sample in range(self._settings.num_samples)
         ]
@@ -197,6 +255,9 @@ class GenerateRequestMaker:
             min_p=settings.min_p,
             repetition_penalty=settings.repetition_penalty,
             seed=row_seed(settings.seed, key, sample),
+            num_beams=settings.num_beams,
+            length_penalty=settings.length_penalty,
+            early_stopping=settings.early_stopping,
             logprobs=settings.logprobs,
         )
 
@@ -238,9 +299,30 @@ class StopStrings:
         return self._bytes[token_id]
 
 
-def _text(sample: Mapping[str, Any], tokenizer: Tokenizer, stop: StopStrings | None) -> str:
-    """Return a sample's text, without the token or before the text that ended it."""
+def _constraint(settings: GenerateSettings, tokenizer: Tokenizer) -> Constraint:
+    """Return what the settings hold a text to. Raises ConfigError naming the setting."""
+    grammar = GrammarCompiler(tokenizer)
+    if settings.json_schema is not None:
+        return grammar.json_schema(settings.json_schema, "task.json_schema")
+    if settings.regex is not None:
+        return grammar.regex(settings.regex, "task.regex")
+    choices = settings.choices or ()
+    longest = max(map(len, tokenizer.encode_batch([" " + text for text in choices])))
+    if longest > settings.max_new_tokens:
+        raise ConfigError(
+            f"task.max_new_tokens: {settings.max_new_tokens} are too few for the longest of task.choices, which has "
+            f"{longest} tokens; raise it"
+        )
+    return grammar.choices(choices, "task.choices")
+
+
+def _text(
+    sample: Mapping[str, Any], tokenizer: Tokenizer, stop: StopStrings | None, choices: Collection[str] = ()
+) -> str:
+    """Return a sample's text, without the token or before the text that ended it, or a choice as it was given."""
     text = tokenizer.decode(sample["token_ids"], skip_special_tokens=True)
+    if choices and text not in choices:
+        return text.removeprefix(" ")  # the one that a choice may have before it
     if stop is None or sample["finish_reason"] != "stop":
         return text
     # Only the stop that ended it is cut: before min_new_tokens there may be others.

@@ -7,17 +7,23 @@ import pytest
 import torch
 from transformers import (
     LogitsProcessorList,
+    MinNewTokensLengthLogitsProcessor,
     MinPLogitsWarper,
+    PreTrainedTokenizerFast,
     RepetitionPenaltyLogitsProcessor,
+    StopStringCriteria,
     TemperatureLogitsWarper,
     TopKLogitsWarper,
     TopPLogitsWarper,
 )
 
 from gptj_batch import Generated, Request, SamplingParams
+from gptj_batch.demo import demo_folder
 from gptj_batch.engine import Engine, EngineConfig
-from gptj_batch.engine.sampling import choose, filter_scores, penalise_repetition
+from gptj_batch.engine.sampling import choose, filter_scores, penalise_repetition, suppress_stop_tokens
 from gptj_batch.engine.sequence import Sequence
+from gptj_batch.prompts.tokenizer import Tokenizer
+from gptj_batch.tasks.generate import StopStrings
 
 WAYS: tuple[dict[str, Any], ...] = (
     {"temperature": 1.0},
@@ -112,3 +118,73 @@ def test_other_seeds_give_other_tokens(oracle: Any) -> None:
     tokens = run(Engine(pair.ours), requests)
     assert len(set(tokens)) == 8
     assert tokens[0] == tokens[8]
+
+
+class Listed:
+    """Allows what a function of the tokens so far says, as transformers' prefix_allowed_tokens_fn does."""
+
+    def __init__(self, after: Any, seen: tuple[int, ...] = ()) -> None:
+        self.after = after
+        self.seen = seen
+        self.may_end = self.is_complete = False
+
+    def start(self) -> "Listed":
+        return Listed(self.after)
+
+    def allowed(self) -> tuple[int, ...]:
+        return tuple(self.after(len(self.seen)))
+
+    def accept(self, token_id: int) -> None:
+        self.seen += (token_id,)
+
+
+@pytest.mark.parametrize("settings", [{}, {"repetition_penalty": 1.3}])
+def test_constrained_greedy_tokens_equal_transformers(oracle: Any, settings: dict[str, float]) -> None:
+    pair = oracle.pair("GPTJForCausalLM", n_layer=3, n_positions=96, eos_token_id=None, bos_token_id=None)
+    prompt = [5, 6, 7, 8]
+
+    def after(num_generated: int) -> list[int]:
+        return list(range(1 + num_generated % 5, pair.ours.config.vocab_size, 7))
+
+    theirs = pair.theirs.generate(
+        torch.tensor([prompt]),
+        max_new_tokens=20,
+        do_sample=False,
+        prefix_allowed_tokens_fn=lambda _, ids: after(len(ids) - len(prompt)),
+        **settings,
+    )
+    sampling = SamplingParams(max_new_tokens=20, **settings)  # type: ignore[arg-type]
+    request = Request(key="a", prompt_token_ids=prompt, sampling=sampling, constraint=Listed(after))
+    assert run(Engine(pair.ours), [request]) == [tuple(theirs[0, 4:].tolist())]
+
+
+@pytest.mark.parametrize("num_generated", [0, 1, 2, 3])
+def test_tokens_that_end_are_impossible_as_long_as_in_transformers(num_generated: int) -> None:
+    logits = torch.randn(1, 50, generator=torch.Generator().manual_seed(0))
+    sampling = SamplingParams(min_new_tokens=2, stop_token_ids=(7,))
+    sequence = Sequence(0, Request(key="a", prompt_token_ids=[3, 4], sampling=sampling))
+    for token in range(num_generated):
+        sequence.append(token)
+    ours = logits.clone()
+    suppress_stop_tokens(ours, [sequence], (1,))
+    theirs = MinNewTokensLengthLogitsProcessor(2, 2, [1, 7], device="cpu")(torch.tensor([sequence.token_ids]), logits)
+    assert torch.equal(ours, theirs)
+
+
+def test_stop_strings_stop_where_transformers_stops() -> None:
+    folder = demo_folder("causal-lm")
+    tokenizer = Tokenizer.from_folder(folder)
+    fast = PreTrainedTokenizerFast(tokenizer_file=str(folder / "tokenizer.json"))
+    stops = ["ld ne", "the", "\n\n", "é😀", "s a"]
+    ours, theirs = StopStrings(stops, tokenizer), StopStringCriteria(fast, stops)
+    generator = torch.Generator().manual_seed(0)
+    text = tokenizer.encode_batch(["in the world news", "sports and business", "a\n\nb é😀 world\n"])
+    num_stops = 0
+    for number in range(300):
+        kept = text[number % 3][: 1 + number % 7]
+        drawn = torch.randint(0, tokenizer.vocab_size, (number % 4,), generator=generator).tolist()
+        token_ids = [*(token for token in drawn if token not in tokenizer.added_token_ids), *kept]
+        found = ours(token_ids)
+        assert found == bool(theirs(torch.tensor([token_ids]), torch.zeros(1, 1))), token_ids
+        num_stops += found
+    assert 30 < num_stops < 270

@@ -61,6 +61,32 @@ def test_penalty_and_minimum_equal_transformers(oracle: Any, pair: Any, settings
     assert pair.ours.generate(input_ids, **call).tolist() == pair.theirs.generate(input_ids, **call).tolist()
 
 
+@pytest.mark.parametrize("pad", [PAD, 5, None])
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"num_beams": 4},
+        {"num_beams": 3, "num_return_sequences": 3, "early_stopping": True, "repetition_penalty": 1.2},
+        {"num_beams": 2, "num_return_sequences": 2, "early_stopping": "never", "length_penalty": 2.0},
+        {"num_beams": 5, "length_penalty": -0.5, "min_new_tokens": 4},
+    ],
+)
+def test_beams_equal_transformers(oracle: Any, pair: Any, settings: dict[str, Any], pad: int | None) -> None:
+    batch = padded_left(oracle, 5, 11)
+    free = pair.ours.generate(**batch, max_new_tokens=30, num_beams=4)[:, 11:]
+    call = {**batch, "max_new_tokens": 25, "pad_token_id": pad, **settings}
+    for eos in (None, int(free[1, 4]), [int(free[1, 4]), int(free[3, 9]), int(free[0, 12])]):
+        ours = pair.ours.generate(**call, eos_token_id=eos)
+        assert ours.tolist() == pair.theirs.generate(**call, eos_token_id=eos, do_sample=False).tolist()
+
+
+def test_several_draws_of_a_row_stand_one_below_the_other(pair: Any) -> None:
+    input_ids = torch.tensor([[5, 6, 7], [1, 2, 3]])
+    drawn = pair.ours.generate(input_ids, do_sample=True, max_new_tokens=8, num_return_sequences=3)
+    assert drawn[:, :3].tolist() == [[5, 6, 7]] * 3 + [[1, 2, 3]] * 3
+    assert len({tuple(row) for row in drawn.tolist()}) == 6
+
+
 def test_without_a_mask_padding_is_known_by_the_pad_token_as_transformers_does(oracle: Any, pair: Any) -> None:
     batch = padded_left(oracle, 5, 11)
     call = {"input_ids": batch["input_ids"], "max_new_tokens": 10, "pad_token_id": PAD}
@@ -98,6 +124,8 @@ def test_sampling_keeps_to_its_seed_and_gives_each_row_its_own_draws(pair: Any) 
         ({"max_new_tokens": 86}, r"row 0: prompt tokens \+ max_new_tokens must not exceed n_positions \(96\)"),
         ({"min_new_tokens": 5, "max_new_tokens": 3}, "min_new_tokens must be between"),
         ({"top_p": 0.0}, "top_p must be above"),
+        ({"num_return_sequences": 2}, r"num_return_sequences must be between 1 and num_beams \(1\), got 2"),
+        ({"num_beams": 2, "do_sample": True}, "num_beams must be 1 with do_sample, got 2"),
     ],
 )
 def test_arguments_that_cannot_work_are_refused(
@@ -108,8 +136,8 @@ def test_arguments_that_cannot_work_are_refused(
 
 
 def test_an_unknown_setting_is_no_silent_no_op(pair: Any) -> None:
-    with pytest.raises(TypeError, match="num_beams"):
-        pair.ours.generate(torch.tensor([[1]]), num_beams=4)
+    with pytest.raises(TypeError, match="penalty_alpha"):
+        pair.ours.generate(torch.tensor([[1]]), penalty_alpha=0.6)
 
 
 def test_a_row_of_nothing_but_padding_or_of_unknown_tokens_is_refused(pair: Any) -> None:

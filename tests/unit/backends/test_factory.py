@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 
-from gptj_batch import Generated, Request
+from gptj_batch import Embedded, EmbedRequest, Generated, Request
 from gptj_batch.backends import make_backend
 from gptj_batch.errors import ConfigError
 
@@ -14,6 +14,12 @@ def test_the_fake_speaks_the_models_vocabulary(tmp_path: Path) -> None:
     (result,) = backend.run([Request(key="a", prompt_token_ids=[1])])
     assert isinstance(result, Generated)
     assert set(result.token_ids) == {0, 1, 2}
+
+
+def test_the_fake_has_the_models_width(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps({"n_embd": 12}))
+    (result,) = make_backend("fake", model_path=tmp_path).run([EmbedRequest(key="a", prompt_token_ids=[1])])
+    assert isinstance(result, Embedded) and len(result.vector) == 12
 
 
 @pytest.mark.parametrize("content", [None, "no json", "[]", '{"vocab_size": "x"}', "{}"])

@@ -19,7 +19,8 @@ def never(generated: Any) -> bool:
 
 def make_scheduler(**bounds: Any) -> Scheduler:
     defaults = {"max_step_tokens": 16, "max_running": 4, "block_size_tokens": 4, "num_blocks": 32}
-    return Scheduler(Bounds(**{**defaults, **bounds}))
+    chosen = {**defaults, **bounds}
+    return Scheduler(Bounds(**{"min_running": chosen["max_running"], **chosen}))
 
 
 def make_sequence(uid: int, prompt: Iterable[int], max_new_tokens: int = 8, **sampling: Any) -> Sequence:

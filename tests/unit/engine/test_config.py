@@ -12,7 +12,7 @@ def resolve(config: EngineConfig, *, device_type: str = "cpu", free_bytes: int =
 
 def test_on_a_cpu_the_cache_takes_at_most_a_gibibyte() -> None:
     assert resolve(EngineConfig()) == Bounds(
-        max_step_tokens=1024, max_running=64, block_size_tokens=16, num_blocks=GIB // (16 * 458_752)
+        max_step_tokens=1024, min_running=32, max_running=256, block_size_tokens=16, num_blocks=GIB // (16 * 458_752)
     )
 
 
@@ -23,7 +23,7 @@ def test_on_a_small_host_the_cache_takes_a_quarter_of_what_is_free() -> None:
 def test_on_a_gpu_the_cache_takes_most_of_what_the_weights_left() -> None:
     bounds = resolve(EngineConfig(), device_type="cuda", free_bytes=60 * GIB)
     assert bounds.num_blocks == int(60 * GIB * 0.85) // (32 * 458_752)
-    assert (bounds.max_step_tokens, bounds.max_running) == (8192, 256)
+    assert (bounds.max_step_tokens, bounds.min_running, bounds.max_running) == (8192, 256, 256)
 
 
 def test_the_cache_is_no_larger_than_running_sequences_can_fill() -> None:
@@ -33,7 +33,7 @@ def test_the_cache_is_no_larger_than_running_sequences_can_fill() -> None:
 
 def test_given_values_stand() -> None:
     config = EngineConfig(max_step_tokens=7, max_running=5, num_blocks=3, block_size_tokens=2)
-    assert resolve(config) == Bounds(max_step_tokens=7, max_running=5, num_blocks=3, block_size_tokens=2)
+    assert resolve(config) == Bounds(max_step_tokens=7, min_running=5, max_running=5, num_blocks=3, block_size_tokens=2)
 
 
 def test_kv_cache_bytes_is_turned_into_blocks() -> None:

@@ -1,10 +1,18 @@
 import pytest
 
-from gptj_batch import ClassifyRequest, LabelRequest, Request, SamplingParams, SpanRequest
+from gptj_batch import (
+    ClassifyRequest,
+    EmbedRequest,
+    LabelRequest,
+    Request,
+    SamplingParams,
+    ScoreRequest,
+    SpanRequest,
+)
 from gptj_batch.engine.limits import Limits
 from gptj_batch.requests import AnyRequest
 
-LIMITS = Limits(vocab_size=100, n_positions=20, cache_tokens=12)
+LIMITS = Limits(vocab_size=100, n_positions=20, cache_tokens=12, n_layer=3)
 
 
 def refuse(prompt: list[object], max_new_tokens: int = 1) -> str | None:
@@ -74,6 +82,21 @@ READER = Limits(vocab_size=100, n_positions=20, cache_tokens=1, head="question-a
         (READER, SpanRequest(key="a", prompt_token_ids=[1, 2], first_token=2), "one of the 2 prompt tokens, got 2"),
         (READER, SpanRequest(key="a", prompt_token_ids=[1, 2], first_token=-1), "first_token must be the place of one"),
         (READER, SpanRequest(key="a", prompt_token_ids=[1, 100], first_token=0), "must lie between 0 and 99"),
+        (LIMITS, ScoreRequest(key="a", prompt_token_ids=[1] * 20, first_token=19), None),
+        (LIMITS, ScoreRequest(key="a", prompt_token_ids=[1] * 21), "must not exceed n_positions (20), got 21"),
+        (LIMITS, ScoreRequest(key="a", prompt_token_ids=[1, 2, 3], first_token=3), "another before it (1 to 2), got 3"),
+        (LIMITS, ScoreRequest(key="a", prompt_token_ids=[1, 2], first_token=0), "another before it (1 to 1), got 0"),
+        (LIMITS, ScoreRequest(key="a", prompt_token_ids=[1]), "must hold at least two tokens to be scored, got 1"),
+        (READER, ScoreRequest(key="a", prompt_token_ids=[1, 2]), "ScoreRequest needs a model with a causal-lm head"),
+        (LIMITS, EmbedRequest(key="a", prompt_token_ids=[1] * 20, layer=3), None),
+        (LIMITS, EmbedRequest(key="a", prompt_token_ids=[1], layer=-4), None),
+        (LIMITS, EmbedRequest(key="a", prompt_token_ids=[1] * 21), "must not exceed n_positions (20), got 21"),
+        (
+            LIMITS,
+            EmbedRequest(key="a", prompt_token_ids=[1], layer=4),
+            "layer must lie between -4 and 3 (0 the embedding",
+        ),
+        (LIMITS, EmbedRequest(key="a", prompt_token_ids=[1], layer=-5), "negative from the end), got -5"),
     ],
 )
 def test_a_head_takes_its_own_requests(limits: Limits, request_: AnyRequest, message: str | None) -> None:

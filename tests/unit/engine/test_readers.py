@@ -3,12 +3,20 @@ from pathlib import Path
 import pytest
 import torch
 
-from gptj_batch import Classified, ClassifyRequest, Failed, Labelled, LabelRequest, SpanLogits, SpanRequest
+from gptj_batch import (
+    Classified,
+    ClassifyRequest,
+    EmbedRequest,
+    Failed,
+    Labelled,
+    LabelRequest,
+    ScoreRequest,
+    SpanLogits,
+    SpanRequest,
+)
 from gptj_batch.backends import make_backend
-from gptj_batch.engine import Engine, EngineConfig, readers
-from gptj_batch.engine.prepare import prepare_body
+from gptj_batch.engine import Engine, EngineConfig, token_logprobs
 from gptj_batch.engine.row import Row
-from gptj_batch.engine.single_pass import SinglePass
 from gptj_batch.errors import CheckpointError
 from gptj_batch.model import (
     MODEL_CLASSES,
@@ -20,6 +28,8 @@ from gptj_batch.model import (
 )
 from gptj_batch.requests import HeadRequest, Request
 from gptj_batch.results import HeadResult
+
+from .single_passes import single_pass
 
 PROMPTS = ([3, 4, 5, 6, 7, 8], [9], [10, 11, 12], [20] * 17)
 
@@ -42,7 +52,7 @@ def reader(model: GPTJForCausalLM) -> HeadModel:
 
 
 def answers(model: HeadModel, requests: list[HeadRequest], max_step_tokens: int = 100) -> list[HeadResult | Failed]:
-    waiting = SinglePass(model, prepare_body(model, take_weights=False), max_step_tokens)
+    waiting = single_pass(model, max_step_tokens)
     for uid, request in enumerate(requests):
         waiting.add(Row(uid, request))
     found: dict[int, HeadResult | Failed] = {}
@@ -64,7 +74,8 @@ def test_scores_do_not_depend_on_how_many_rows_the_head_takes_at_a_time(
 ) -> None:
     request = LabelRequest(key="a", prompt_token_ids=[3, 4, 5], label_token_ids=((5, 6, 7), (5, 6, 8, 9), (4,)))
     (whole,) = answers(model, [request])
-    monkeypatch.setattr(readers, "MAX_LOGIT_ROWS", 2)
+    monkeypatch.setattr(token_logprobs, "MAX_LOGIT_ROWS", 2)
+    monkeypatch.setattr(token_logprobs, "MAX_NORMALISER_ROWS", 1)
     (piecewise,) = answers(model, [request])
     assert isinstance(whole, Labelled) and isinstance(piecewise, Labelled)
     assert piecewise.label_logprobs == pytest.approx(whole.label_logprobs, abs=1e-5)
@@ -91,10 +102,11 @@ def test_spans_are_read_from_the_first_token_asked_for(reader: HeadModel, max_st
         assert result.end_logits == pytest.approx(dense.end_logits[0, request.first_token :].tolist(), abs=1e-5)
 
 
-def test_what_is_not_finite_fails_alone(classifier: HeadModel, reader: HeadModel) -> None:
-    for model, kind in ((classifier, ClassifyRequest), (reader, SpanRequest)):
+def test_what_is_not_finite_fails_alone(model: GPTJForCausalLM, classifier: HeadModel, reader: HeadModel) -> None:
+    kinds = ((classifier, ClassifyRequest), (reader, SpanRequest), (model, ScoreRequest), (model, EmbedRequest))
+    for model, kind in kinds:
         more = {"first_token": 0} if kind is SpanRequest else {}
-        requests = [kind(key="a", prompt_token_ids=ids, **more) for ids in ([3, 4], [3, 60])]
+        requests = [kind(key="a", prompt_token_ids=ids, **more) for ids in ([3, 4, 5], [3, 60, 5])]
         weight = model.transformer.wte.weight
         with torch.no_grad():
             kept = weight[60].clone()

@@ -254,6 +254,20 @@ def test_a_fork_of_a_fork_is_copied_from_where_the_tokens_are() -> None:
     assert grandchild.token_ids == beams[1].token_ids
 
 
+def test_the_place_of_a_pruned_sequence_is_kept_for_one_that_splits_off_later() -> None:
+    scheduler, beams = start_group(num_prompt_tokens=8, num_sequences=3, max_running=4)
+    promised = sum(owner.num_promised_blocks for owner in (beams[0].group, *beams))
+    scheduler.prune(beams[1])
+    scheduler.check()
+    assert (beams[1].is_live, beams[0].group.size) == (False, 3)
+    assert sum(owner.num_promised_blocks for owner in (beams[0].group, beams[0], beams[2])) == promised
+    add_all(scheduler, distinct(1, 8), distinct(2, 8))
+    assert [uid for uid, _, _ in shape(run_step(scheduler))] == [0, 2, 0]  # one more fits beside the three
+    scheduler.fork(beams[2], Sequence(3, beams[0].request))
+    scheduler.check()
+    assert beams[0].group.num_unborn == 0
+
+
 def test_what_was_to_be_copied_is_still_there_when_its_owner_has_gone() -> None:
     scheduler, beams = start_group(num_prompt_tokens=10, num_sequences=2)
     source = beams[0].block_table[2]

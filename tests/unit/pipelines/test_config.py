@@ -160,12 +160,6 @@ def test_whatever_texts_a_job_holds_it_is_resolved_to_the_same(
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("task.num_beams=4", "task.num_beams: beam search is not in this version; leave it out"),
-        ("task.length_penalty=0.5", "task.length_penalty: beam search is not in this version"),
-        ("task.early_stopping=true", "task.early_stopping: beam search is not in this version"),
-        ("task.choices=[a, b]", "task.choices: constrained decoding is not in this version; `classify` scores"),
-        ("task.regex=a+", "task.regex: constrained decoding is not in this version"),
-        ("task.json_schema={type: object}", "task.json_schema: constrained decoding is not in this version"),
         ("task.kind=score", "task.kind: score is not in this version; generate, classify and extract are"),
         ("task.kind=embed", "task.kind: embed is not in this version"),
         ("output.partition_by=[label]", "output.partition_by: partitioned output is not in this version"),
@@ -177,12 +171,34 @@ def test_what_is_not_in_this_version_says_so(override: str, message: str) -> Non
 
 
 @pytest.mark.parametrize(
+    ("override", "name", "value"),
+    [
+        ("task.num_beams=4", "num_beams", 4),
+        ("task.length_penalty=-0.5", "length_penalty", -0.5),
+        ("task.early_stopping=true", "early_stopping", True),
+        ("task.early_stopping=never", "early_stopping", "never"),
+        ("task.choices=[a, b]", "choices", ("a", "b")),
+        ("task.regex='[a-z]+'", "regex", "[a-z]+"),
+        ("task.json_schema={type: object, required: [a]}", "json_schema", {"type": "object", "required": ["a"]}),
+        ("""task.json_schema='{"type": "object"}'""", "json_schema", '{"type": "object"}'),
+    ],
+)
+def test_how_text_is_generated_survives_being_written_and_read(override: str, name: str, value: Any) -> None:
+    job = job_of(GENERATE, override)
+    assert getattr(job.task, name) == value
+    assert job_of(job.to_yaml()) == job
+
+
+@pytest.mark.parametrize(
     ("override", "message"),
     [
         ("task.calibrate=content_free", "calibration is not in this version"),
         ("task.top_k=3", "it belongs to `classify` with method head"),
         ("task.text={{ text }}", "it belongs to `classify` with method head"),
         ("task.multi_label_threshold=0.5", "it belongs to `classify` with method head"),
+        ("task.choices=[a, b]", "it belongs to `generate`; `classify` has labels"),
+        ("task.regex=a+", "it belongs to `generate`"),
+        ("task.num_beams=4", "it belongs to `generate`"),
     ],
 )
 def test_what_classify_by_prompt_does_not_have_says_so(override: str, message: str) -> None:
@@ -234,8 +250,8 @@ def test_jobs_with_a_head_survive_being_written_and_read() -> None:
 
 
 def test_all_of_it_is_said_at_once() -> None:
-    lines = refusal(GENERATE, "task.num_beams=4", "task.regex=a", "output.partition_by=[a]").splitlines()
-    assert len(lines) == 3 and all("not in this version" in line for line in lines)
+    lines = refusal(GENERATE, "task.calibrate=content_free", "task.labels=[a]", "output.partition_by=[a]").splitlines()
+    assert len(lines) == 3 and all(line.endswith("; leave it out") for line in lines)
 
 
 @pytest.mark.parametrize("setting", LATER)

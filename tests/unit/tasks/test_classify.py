@@ -122,6 +122,27 @@ def test_one_request_scores_all_labels_behind_the_prompt(tokenizer: Tokenizer) -
     assert [tokenizer.decode(ids) for ids in request.label_token_ids] == [" World", " Sports"]
 
 
+@pytest.mark.parametrize(
+    ("likelihood", "labels", "relative"),
+    [
+        ("sum", ["World", "Quetzalcoatlus"], True),
+        ("mean", ["World", "Quetzalcoatlus"], False),
+        ("mean", {"first": "a", "second": "b"}, True),
+    ],
+)
+def test_only_differences_are_asked_for_where_probabilities_are_the_same(
+    tokenizer: Tokenizer, likelihood: str, labels: Any, relative: bool
+) -> None:
+    made = task(likelihood=likelihood, labels=labels)
+    (request,) = made.request_maker(tokenizer).requests("k", [1, 2])
+    assert isinstance(request, LabelRequest) and request.relative is relative
+    lengths = [len(ids) for ids in request.label_token_ids] if likelihood == "mean" else [1, 1]
+    absolute = [-3.0, -5.0]
+    off = [logprob + 7.25 for logprob in absolute]
+    are_same = probabilities(off, lengths) == pytest.approx(probabilities(absolute, lengths))
+    assert are_same or not relative
+
+
 def test_the_longest_label_must_fit_behind_the_prompt(tokenizer: Tokenizer) -> None:
     lengths = [len(ids) for ids in tokenizer.encode_batch([" World", " Quetzalcoatlus"])]
     assert lengths[0] < lengths[1]

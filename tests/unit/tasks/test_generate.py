@@ -1,4 +1,7 @@
+import json
 import math
+import pickle
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -11,6 +14,7 @@ from pydantic import ValidationError
 from tiny_tokenizer import train_tokenizer
 from tokenizers import models, pre_tokenizers
 
+from gptj_batch.backends.fake import FakeBackend
 from gptj_batch.errors import CheckpointError, ConfigError, RecordError
 from gptj_batch.prompts.tokenizer import END_OF_TEXT, Tokenizer
 from gptj_batch.requests import Request, SamplingParams
@@ -71,10 +75,23 @@ def test_every_setting_of_sampling_reaches_the_request() -> None:
     assert request.sampling == SamplingParams(**given_settings, seed=row_seed(4, "k", 0))
 
 
+def test_every_setting_of_beam_search_reaches_the_request() -> None:
+    given_settings: dict[str, Any] = {"num_beams": 4, "length_penalty": 0.5, "early_stopping": "never"}
+    (request,) = task(**given_settings).request_maker(TOKENIZER).requests("k", [1])
+    assert isinstance(request, Request)
+    assert request.sampling == SamplingParams(**given_settings, seed=row_seed(0, "k", 0))
+
+
 @pytest.mark.parametrize(
     ("setting", "rule"),
     [
         ({"max_new_tokens": 0}, "greater than or equal to 1"),
+        ({"num_beams": 0}, "greater than or equal to 1"),
+        ({"length_penalty": math.inf}, "less than or equal to 10"),
+        ({"early_stopping": "always"}, "early_stopping"),
+        ({"num_beams": 4, "num_samples": 2}, r"num_samples \(2\) and num_beams \(4\) are both above 1"),
+        ({"num_beams": 4, "regex": "a+"}, r"num_beams \(4\) above 1 cannot be held to regex"),
+        ({"num_beams": 4, "temperature": 0.5}, r"num_beams \(4\) above 1 needs temperature 0, got 0.5"),
         ({"min_new_tokens": -1}, "greater than or equal to 0"),
         ({"min_new_tokens": 65}, r"min_new_tokens \(65\) is above max_new_tokens \(64\)"),
         ({"temperature": -0.1}, "greater than or equal to 0"),
@@ -98,6 +115,15 @@ def test_every_setting_of_sampling_reaches_the_request() -> None:
         ({"truncate": "middle"}, "'left', 'right' or 'error'"),
         ({"prompt": ""}, "at least 1 character"),
         ({"best_of": 3}, "Extra inputs"),
+        ({"choices": []}, "at least 1 item"),
+        ({"choices": ["a", ""]}, "must not be empty"),
+        ({"choices": ["a", "a"]}, "nor stand there twice"),
+        ({"choices": ["a", 1]}, "valid string"),
+        ({"regex": ""}, "at least 1 character"),
+        ({"json_schema": 3}, "valid"),
+        ({"choices": ["a"], "regex": "a"}, "choices and regex are both set; a text is held to one of them"),
+        ({"json_schema": {}, "regex": "a"}, "regex and json_schema are both set"),
+        ({"json_schema": {}, "stop": ["a"]}, "stop would cut the text that json_schema describes"),
     ],
 )
 def test_what_cannot_work_is_refused_with_the_rule(setting: dict[str, Any], rule: str) -> None:
@@ -287,6 +313,80 @@ def test_stopping_token_by_token_cuts_where_the_first_stop_is_completed(tokens: 
     assert not any(text.encode() in before for text in stops), "nothing was missed earlier"
     cut = seen[: min(place for text in stops if (place := seen.find(text.encode())) >= 0)]
     assert text_of(task(stop=stops), tokens[:num]) == cut.decode(errors="replace")
+
+
+# What the text must be
+
+
+CONSTRAINTS: list[dict[str, Any]] = [
+    {"choices": ["World", "Sports", "é😀"]},
+    {"regex": "[a-c]{2,5}!"},
+    {"json_schema": {"type": "object", "properties": {"a": {"enum": ["x", "y"]}}, "required": ["a"],
+                     "additionalProperties": False}},
+]  # fmt: skip
+
+
+def texts_of(of: GenerateTask, num_rows: int = 40) -> list[tuple[str, str]]:
+    """What the fake backend's results become: text and finish reason of every row."""
+    maker = of.request_maker(TOKENIZER)
+    requests = [request for row in range(num_rows) for request in maker.requests(str(row), [row])]
+    results = FakeBackend(TOKENIZER.vocab_size).run(requests)
+    rows = [[result] for result in results if isinstance(result, Generated)]
+    assert len(rows) == num_rows
+    found = columns(of, rows)
+    return list(zip(found["generated_text"], found["finish_reason"], strict=True))
+
+
+def test_with_choices_every_text_is_one_of_them() -> None:
+    found = texts_of(task(**CONSTRAINTS[0]), 100)
+    assert set(found) == {("World", "stop"), ("Sports", "stop"), ("é😀", "stop")}
+
+
+def test_a_choice_that_begins_with_a_space_keeps_it() -> None:
+    assert {text for text, _ in texts_of(task(choices=[" the", "world"]))} <= {" the", "world"}
+
+
+def test_with_a_regex_every_text_matches_it() -> None:
+    found = texts_of(task(**CONSTRAINTS[1]))
+    assert len(set(found)) > 5
+    assert all(re.fullmatch("[a-c]{2,5}!", text) and reason == "stop" for text, reason in found)
+
+
+@pytest.mark.parametrize("written", [False, True])
+def test_with_a_schema_every_text_is_json_that_it_allows(written: bool) -> None:
+    schema = CONSTRAINTS[2]["json_schema"]
+    found = texts_of(task(json_schema=json.dumps(schema) if written else schema))
+    assert {reason for _, reason in found} == {"stop"}
+    assert {json.loads(text)["a"] for text, _ in found} == {"x", "y"}
+
+
+def test_what_max_new_tokens_cuts_says_so() -> None:
+    (text, reason), *_ = texts_of(task(regex="[a-c]{9}", max_new_tokens=3))
+    assert reason == "length" and len(text) < 9
+
+
+def test_max_new_tokens_must_do_for_every_choice() -> None:
+    with pytest.raises(ConfigError, match=r"^task\.max_new_tokens: 3 are too few for the longest of task\.choices"):
+        task(choices=["a", "😀😀"], max_new_tokens=3).request_maker(TOKENIZER)
+
+
+def test_a_constraint_that_cannot_be_enforced_is_refused_before_the_first_row() -> None:
+    with pytest.raises(ConfigError, match=r"^task\.regex: cannot be enforced"):
+        task(regex="(a").request_maker(TOKENIZER)
+    with pytest.raises(ConfigError, match=r"^task\.json_schema: cannot be enforced"):
+        task(json_schema={"type": "text"}).request_maker(TOKENIZER)
+
+
+def test_all_samples_of_all_rows_share_one_constraint() -> None:
+    maker = task(**CONSTRAINTS[0], num_samples=2, temperature=1.0).request_maker(TOKENIZER)
+    requests = [*maker.requests("a", [1]), *maker.requests("b", [1])]
+    assert len({id(request.constraint) for request in requests if isinstance(request, Request)}) == 1
+
+
+@pytest.mark.parametrize("settings", CONSTRAINTS)
+def test_a_task_with_a_constraint_travels_to_its_workers(settings: dict[str, Any]) -> None:
+    made = pickle.loads(pickle.dumps(task(**settings)))
+    assert texts_of(made, 5) == texts_of(task(**settings), 5)
 
 
 # Columns

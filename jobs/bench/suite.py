@@ -1,0 +1,109 @@
+"""The benchmark suite: our engine and its peers on the same work, in turn, on this machine.
+
+    python -m jobs.bench.suite [--only W1,W3] [--rounds 3] [--peers ours,transformers,vllm] [--quick]
+
+Every engine lives in a process of its own and they take turns, round after round; before each leg a matrix product
+shows how fast the machine is at that moment, since it may be shared. The figures are medians. Loading is timed apart.
+Prints a table, and writes JSON and a plot to jobs/bench/results/.
+"""
+
+import argparse
+import json
+import tempfile
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, get_args
+
+from jobs.bench import table
+from jobs.bench.fleet import Fleet
+from jobs.bench.legs import measure, pairs
+from jobs.bench.plan import EngineName, Plan, Workload
+from jobs.bench.plot import draw
+from jobs.bench.report import report
+from jobs.bench.surroundings import surroundings
+from jobs.bench.workloads import WORKLOADS
+
+RESULTS = Path(__file__).parent / "results"
+QUICK_SHARE = 1 / 16
+
+
+def main() -> None:
+    """Run the benchmark."""
+    arguments = _arguments()
+    workloads = chosen(arguments.only, arguments.peers)
+    began = time.monotonic()
+    reports: list[dict[str, Any]] = []
+    with tempfile.TemporaryDirectory(prefix="gptj-bench-") as folder:
+        plan = Plan(
+            rounds=arguments.rounds, share=QUICK_SHARE if arguments.quick else arguments.share, folder=Path(folder)
+        )
+        fleet = Fleet(threads=arguments.threads, folder=Path(folder))
+        try:
+            for index, workload in enumerate(workloads):
+                fleet.keep_only(pairs(workloads[index:]))
+                reports.append(report(workload, measure(workload, fleet, plan, tell)))
+        finally:
+            fleet.close()
+    whole = {
+        **surroundings(arguments.threads),
+        "config": {"rounds": plan.rounds, "share_of_rows": plan.share, "peers": arguments.peers},
+        "minutes": round((time.monotonic() - began) / 60, 1),
+        "workloads": reports,
+    }
+    tell("\n" + "\n".join(table.lines(reports)))
+    tell(f"\n{whole['minutes']} minutes; written to {' and '.join(map(str, write(whole, arguments.name)))}")
+    if not all(check["holds"] for one in reports for check in one["checks"] if check["must"]):
+        raise SystemExit(1)
+
+
+def chosen(only: str, peers: str) -> tuple[Workload, ...]:
+    """Return the workloads named (all, where nothing is), with the legs of the engines named."""
+    names, engines = set(filter(None, only.split(","))), set(peers.split(","))
+    unknown = names - {workload.id for workload in WORKLOADS}
+    if unknown:
+        raise SystemExit(f"--only: no workload {', '.join(sorted(unknown))}; there are {[w.id for w in WORKLOADS]}")
+    strangers = engines - set(get_args(EngineName))
+    if strangers:
+        raise SystemExit(f"--peers: no engine {', '.join(sorted(strangers))}; there are {list(get_args(EngineName))}")
+    return tuple(
+        replace(workload, legs=tuple(leg for leg in workload.legs if leg.engine in engines))
+        for workload in WORKLOADS
+        if not names or workload.id in names
+    )
+
+
+def write(whole: dict[str, Any], name: str) -> list[Path]:
+    """Write the JSON and, where matplotlib is, the plot; return where they are."""
+    RESULTS.mkdir(parents=True, exist_ok=True)
+    file, picture = RESULTS / f"{name}.json", RESULTS / f"{name}.png"
+    file.write_text(json.dumps(whole, indent=1) + "\n")
+    try:
+        draw(
+            whole["workloads"], picture, f"{whole['hardware']['cpu']}, {whole['hardware']['threads_each']} threads each"
+        )
+    except ImportError as error:
+        tell(f"no plot: {error}")
+        return [file]
+    return [file, picture]
+
+
+def tell(line: str) -> None:
+    """Print at once: a leg takes minutes."""
+    print(line, flush=True)
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", default="", help="workloads, separated by commas; all where it is empty")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--peers", default="ours,transformers,vllm", help="engines that take part")
+    parser.add_argument("--threads", type=int, default=2, help="for every engine")
+    parser.add_argument("--share", type=float, default=1.0, help="part of each workload's rows")
+    parser.add_argument("--quick", action="store_true", help="a sixteenth of the rows: to see that everything runs")
+    parser.add_argument("--name", default="suite", help="of the files in jobs/bench/results")
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    main()
