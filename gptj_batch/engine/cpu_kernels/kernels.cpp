@@ -1,16 +1,22 @@
 // Attention over a paged key/value cache on a CPU, for float32 and bfloat16.
 //
-// A block holds P tokens (a multiple of 16) of every head. Of one head it holds P / 16 tiles of 16 tokens each, laid out
-// so that no product needs a shuffle or a horizontal sum:
+// A block holds P tokens (a multiple of 16) of every head. Of one head it holds P / 16 tiles of 16 tokens each, laid
+// out so that no product needs a shuffle or a horizontal sum:
 //     keys,   float32:  [channel][token]             16 tokens are one vector
 //     keys,   bfloat16: [channel / 2][token][2]      16 tokens, two channels each, are one vector
 //     values, float32:  [token][channel]
 //     values, bfloat16: [token / 2][channel][2]
 // Channels are padded with zeros to a multiple of 16.
 //
-// Every sum has one order, whatever stands beside it: a score is summed over channels, a softmax over tiles of 16 in the
-// order of the sequence, an output over tokens in that order. So a token's result is the same, bit for bit, whether it
-// is computed alone or in a chunk, in whatever company, with its context computed now or found in the cache.
+// Every sum has one order, whatever stands beside it: a score is summed over channels, a softmax over tiles of 16 in
+// the order of the sequence, an output over tokens in that order. So a token's result is the same, bit for bit, whether
+// it is computed alone or in a chunk, in whatever company, with its context computed now or found in the cache.
+//
+// Template parameters:
+//     E   what the cache holds: float, or uint16_t for bfloat16
+//     NQ  queries of one sequence that are computed together, at most QUERIES, and share each load
+//     NT  tiles of keys whose scores are computed together
+//     NC  vectors of channels of the values that are summed together
 #include <algorithm>
 #include <cstdint>
 #include <cstdlib>
@@ -114,7 +120,7 @@ struct Run {
     int32_t masked;        // from here on a mask says which keys are seen; -1: each query sees all up to its own
     int32_t num_keys;      // all keys of a masked run
     int32_t mask;          // where its mask begins: count rows of num_keys - masked bytes
-    int32_t slot;          // of a single query whose key and value are not stored yet: block * block_tokens + offset; else -1
+    int32_t slot;          // where a single query's own key and value are still to be stored; -1: they are
     int32_t keys_of(int query) const { return masked < 0 ? first + query + 1 : num_keys; }
 };
 
@@ -124,7 +130,8 @@ struct Tiles {
     const E* base; const int32_t* table; const Shape* shape; int head;
     const E* operator[](int tile) const {
         const int per_block = shape->block_tokens / LANES;
-        return base + (size_t(table[tile / per_block]) * shape->heads + head) * shape->page() + (tile % per_block) * shape->tile();
+        const size_t page = size_t(table[tile / per_block]) * shape->heads + head;
+        return base + page * shape->page() + (tile % per_block) * shape->tile();
     }
 };
 
@@ -132,7 +139,8 @@ struct Tiles {
 // gives the memory nothing to do while it computes, and every tile is a new page: without asking ahead, half as fast.
 template <class E>
 struct Stream {
-    const Tiles<E>*parts[3]; int counts[3];
+    const Tiles<E>* parts[3];
+    int counts[3];
     const char* at(int tile) const {
         for (int part = 0; part < 3; part++) {
             if (tile < counts[part]) return reinterpret_cast<const char*>((*parts[part])[tile]);
@@ -143,7 +151,7 @@ struct Stream {
 };
 constexpr int AHEAD = 4;  // tiles
 
-// Tokens of one sequence whose keys and values go to one tile.
+// Tokens of one sequence whose keys and values go to one tile; a slot is block * block_tokens + offset.
 struct Write {
     int32_t row, count, slot;
 };
@@ -154,17 +162,22 @@ inline void ask_for(const char* tile, size_t offset) {
 
 // Scores of NQ queries against NT tiles.
 template <class E, int NQ, int NT>
-inline void score_tiles(const E* const* query, const Tiles<E>& keys, int tile, float* scores, size_t stride, const Shape& s, const Stream<E>* stream) {
+inline void score_tiles(
+    const E* const* query, const Tiles<E>& keys, int tile, float* scores, size_t stride, const Shape& s,
+    const Stream<E>& stream
+) {
     Vec acc[NQ][NT] = {};
     const E* k[NT];
     const char* ahead[NT];
     for (int t = 0; t < NT; t++) k[t] = keys[tile + t];
-    if constexpr (NQ == 1) for (int t = 0; t < NT; t++) ahead[t] = stream->at(tile + t + AHEAD);
+    if constexpr (NQ == 1)
+        for (int t = 0; t < NT; t++) ahead[t] = stream.at(tile + t + AHEAD);
     if constexpr (sizeof(E) == 2) {
         for (int c = 0; c < s.padded; c += 2) {
             IVec key[NT];
             for (int t = 0; t < NT; t++) key[t] = load_pairs(k[t] + c * LANES);
-            if constexpr (NQ == 1) for (int t = 0; t < NT; t++) ask_for(ahead[t], c * LANES * sizeof(E));
+            if constexpr (NQ == 1)
+                for (int t = 0; t < NT; t++) ask_for(ahead[t], c * LANES * sizeof(E));
             for (int q = 0; q < NQ; q++) {
                 int32_t pair; std::memcpy(&pair, query[q] + c, 4);
                 for (int t = 0; t < NT; t++) acc[q][t] = dot_pairs(acc[q][t], key[t], pair);
@@ -174,7 +187,8 @@ inline void score_tiles(const E* const* query, const Tiles<E>& keys, int tile, f
         for (int c = 0; c < s.padded; c++) {
             Vec key[NT];
             for (int t = 0; t < NT; t++) key[t] = load(k[t] + c * LANES);
-            if constexpr (NQ == 1) for (int t = 0; t < NT; t++) ask_for(ahead[t], c * LANES * sizeof(E));
+            if constexpr (NQ == 1)
+                for (int t = 0; t < NT; t++) ask_for(ahead[t], c * LANES * sizeof(E));
             for (int q = 0; q < NQ; q++)
                 for (int t = 0; t < NT; t++) acc[q][t] += key[t] * query[q][c];
         }
@@ -185,17 +199,23 @@ inline void score_tiles(const E* const* query, const Tiles<E>& keys, int tile, f
 
 // Weighted values of NQ queries, NC vectors of channels from `channel` on.
 template <class E, int NQ, int NC>
-inline void mix_channels(const E* const* weights, const Tiles<E>& values, int num_keys, int channel, float* out, size_t stride, const Shape& s, const Stream<E>* stream) {
+inline void mix_channels(
+    const E* const* weights, const Tiles<E>& values, int num_keys, int channel, float* out, size_t stride,
+    const Shape& s, const Stream<E>& stream
+) {
     Vec acc[NQ][NC] = {};
     for (int tile = 0; tile * LANES < num_keys; tile++) {
         const E* v = values[tile];
         const int count = std::min(LANES, num_keys - tile * LANES);
         const char* ahead = nullptr;
-        if constexpr (NQ == 1) if (channel == 0) ahead = stream->at(stream->counts[0] + tile + AHEAD);
+        if constexpr (NQ == 1)
+            if (channel == 0) ahead = stream.at(stream.counts[0] + tile + AHEAD);
         if constexpr (sizeof(E) == 2) {
             for (int j = 0; j < count; j += 2) {
                 IVec value[NC];
-                if constexpr (NQ == 1) for (size_t line = 0; line < s.padded * 4u; line += 64) ask_for(ahead, size_t(j) * s.padded * 2 + line);
+                if constexpr (NQ == 1)
+                    for (size_t line = 0; line < s.padded * 4u; line += 64)
+                        ask_for(ahead, size_t(j) * s.padded * 2 + line);
                 for (int c = 0; c < NC; c++) {
                     value[c] = load_pairs(v + (size_t(j) * s.padded + (channel + c * LANES) * 2));
                     if (j + 1 == count) value[c] &= 0xffff;  // nothing is known of what stands behind the last token
@@ -208,7 +228,9 @@ inline void mix_channels(const E* const* weights, const Tiles<E>& values, int nu
         } else {
             for (int j = 0; j < count; j++) {
                 Vec value[NC];
-                if constexpr (NQ == 1) for (size_t line = 0; line < s.padded * 4u; line += 64) ask_for(ahead, size_t(j) * s.padded * 4 + line);
+                if constexpr (NQ == 1)
+                    for (size_t line = 0; line < s.padded * 4u; line += 64)
+                        ask_for(ahead, size_t(j) * s.padded * 4 + line);
                 for (int c = 0; c < NC; c++) value[c] = load(v + size_t(j) * s.padded + channel + c * LANES);
                 for (int q = 0; q < NQ; q++)
                     for (int c = 0; c < NC; c++) acc[q][c] += value[c] * weights[q][tile * LANES + j];
@@ -226,7 +248,8 @@ void rotate(const E* from, E* to, const float* cosine, const float* sine, const 
     if constexpr (sizeof(E) == 2)
         for (; i + LANES <= s.rotary / 2; i += LANES) {
             const IVec pairs = load_pairs(from + 2 * i);
-            const Vec even = (Vec)(pairs << 16), odd = (Vec)(pairs & int32_t(0xffff0000)), c = load(cosine + i), d = load(sine + i);
+            const Vec even = (Vec)(pairs << 16), odd = (Vec)(pairs & int32_t(0xffff0000));
+            const Vec c = load(cosine + i), d = load(sine + i);
             const IVec first = round_bits(even * c - odd * d), second = round_bits(odd * c + even * d);
             const IVec both = ((first >> 16) & 0xffff) | (second & int32_t(0xffff0000));
             std::memcpy(to + 2 * i, &both, sizeof both);
@@ -250,19 +273,24 @@ struct Call {
     const int32_t* tables;
     const uint8_t* mask;
 
+    // Rotate one head's part of a token's query (which = 0) or key (which = 1).
+    void rotate_token(size_t token, int which, int head, E* to) const {
+        const size_t column = (size_t(which) * shape.heads + head) * shape.channels;
+        const size_t angle = token * (shape.rotary / 2);
+        rotate(qkv + token * qkv_stride + column, to, cosine + angle, sine + angle, shape);
+    }
+
     // Store keys and values of one head. Whole tiles are written line by line: a token alone touches every line.
     void write(const Write& w, int head, E* rotated) const {
         const Shape& s = shape;
         const size_t offset = w.slot % s.block_tokens, lane = offset % LANES, width = size_t(s.heads) * s.channels;
         const size_t tile = (size_t(w.slot / s.block_tokens) * s.heads + head) * s.page() + offset / LANES * s.tile();
         E *to_keys = keys + tile, *to_values = values + tile;
-        for (int i = 0; i < w.count; i++) {
-            const size_t token = w.row + i;
-            rotate(qkv + token * qkv_stride + head * s.channels + width, rotated + i * s.padded, cosine + token * (s.rotary / 2), sine + token * (s.rotary / 2), s);
-        }
+        for (int i = 0; i < w.count; i++) rotate_token(w.row + i, 1, head, rotated + i * s.padded);
         constexpr int GROUP = sizeof(E) == 2 ? 2 : 1;  // channels of a key that stand side by side
         for (int c = 0; c < s.padded; c += GROUP)
-            for (int i = 0; i < w.count; i++) std::memcpy(to_keys + c * LANES + (lane + i) * GROUP, rotated + i * s.padded + c, GROUP * sizeof(E));
+            for (int i = 0; i < w.count; i++)
+                std::memcpy(to_keys + c * LANES + (lane + i) * GROUP, rotated + i * s.padded + c, GROUP * sizeof(E));
         for (int i = 0; i < w.count; i++) {
             const E* value = qkv + (w.row + i) * qkv_stride + head * s.channels + 2 * width;
             const size_t token = lane + i;
@@ -272,6 +300,8 @@ struct Call {
         }
     }
 
+    // Attend with NQ queries of a run, from its query `first` on; `next` is what this thread will probably read next.
+    // scratch: rotated queries, sums of values, scores, weights; in float32 a weight takes its score's place.
     template <int NQ>
     void attend(const Run& run, int first, int head, char* scratch, const Run* next) const {
         const Shape& s = shape;
@@ -284,8 +314,7 @@ struct Call {
         if (NQ == 1 && run.slot >= 0) write({run.row, 1, run.slot}, head, rotated);
         const E *query[NQ], *weight[NQ];
         for (int q = 0; q < NQ; q++) {
-            const size_t token = run.row + first + q;
-            rotate(qkv + token * qkv_stride + head * s.channels, rotated + q * s.padded, cosine + token * (s.rotary / 2), sine + token * (s.rotary / 2), s);
+            rotate_token(run.row + first + q, 0, head, rotated + q * s.padded);
             query[q] = rotated + q * s.padded;
             weight[q] = weights + q * stride;
         }
@@ -294,19 +323,24 @@ struct Call {
         const int num_next = NQ == 1 && next ? std::min(AHEAD, (next->keys_of(0) + LANES - 1) / LANES) : 0;
         const Stream<E> stream{{&key_tiles, &value_tiles, &next_tiles}, {num_tiles, num_tiles, num_next}};
         int tile = 0;
-        for (; tile + 4 <= num_tiles; tile += 4) score_tiles<E, NQ, 4>(query, key_tiles, tile, scores, stride, s, &stream);
+        for (; tile + 4 <= num_tiles; tile += 4)
+            score_tiles<E, NQ, 4>(query, key_tiles, tile, scores, stride, s, stream);
         switch (num_tiles - tile) {
-            case 3: score_tiles<E, NQ, 3>(query, key_tiles, tile, scores, stride, s, &stream); break;
-            case 2: score_tiles<E, NQ, 2>(query, key_tiles, tile, scores, stride, s, &stream); break;
-            case 1: score_tiles<E, NQ, 1>(query, key_tiles, tile, scores, stride, s, &stream);
+            case 3: score_tiles<E, NQ, 3>(query, key_tiles, tile, scores, stride, s, stream); break;
+            case 2: score_tiles<E, NQ, 2>(query, key_tiles, tile, scores, stride, s, stream); break;
+            case 1: score_tiles<E, NQ, 1>(query, key_tiles, tile, scores, stride, s, stream);
         }
         float total[NQ];
-        for (int q = 0; q < NQ; q++) total[q] = soften(scores + q * stride, weights + q * stride, num_tiles, run, first + q);
+        for (int q = 0; q < NQ; q++)
+            total[q] = soften(scores + q * stride, weights + q * stride, num_tiles, run, first + q);
         int channel = 0;
         if constexpr (NQ == 1)
-            for (; channel + 8 * LANES <= s.padded; channel += 8 * LANES) mix_channels<E, 1, 8>(weight, value_tiles, num_keys, channel, mixed, s.padded, s, &stream);
-        for (; channel + 4 * LANES <= s.padded; channel += 4 * LANES) mix_channels<E, NQ, 4>(weight, value_tiles, num_keys, channel, mixed, s.padded, s, &stream);
-        for (; channel < s.padded; channel += LANES) mix_channels<E, NQ, 1>(weight, value_tiles, num_keys, channel, mixed, s.padded, s, &stream);
+            for (; channel + 8 * LANES <= s.padded; channel += 8 * LANES)
+                mix_channels<E, NQ, 8>(weight, value_tiles, num_keys, channel, mixed, s.padded, s, stream);
+        for (; channel + 4 * LANES <= s.padded; channel += 4 * LANES)
+            mix_channels<E, NQ, 4>(weight, value_tiles, num_keys, channel, mixed, s.padded, s, stream);
+        for (; channel < s.padded; channel += LANES)
+            mix_channels<E, NQ, 1>(weight, value_tiles, num_keys, channel, mixed, s.padded, s, stream);
         for (int q = 0; q < NQ; q++) {
             E* to = out + (run.row + first + q) * out_stride + head * s.channels;
             const float share = 1.0f / total[q], *from = mixed + q * s.padded;
@@ -323,10 +357,14 @@ struct Call {
         if (run.masked >= 0) {
             const int width = run.num_keys - run.masked;
             const uint8_t* seen = mask + run.mask + size_t(query) * width;
-            for (int j = 0; j < width; j++) if (!seen[j]) scores[run.masked + j] = hidden;
+            for (int j = 0; j < width; j++)
+                if (!seen[j]) scores[run.masked + j] = hidden;
         }
         Vec most = splat(hidden);
-        for (int t = 0; t < num_tiles; t++) { const Vec x = load(scores + t * LANES); most = x > most ? x : most; }
+        for (int t = 0; t < num_tiles; t++) {
+            const Vec x = load(scores + t * LANES);
+            most = x > most ? x : most;
+        }
         const Vec highest = splat(max_lanes(most));
         Vec total = {};
         for (int t = 0; t < num_tiles; t++) {
@@ -338,11 +376,20 @@ struct Call {
     }
 };
 
+// One part of a run, which is attended to at once.
+struct Item {
+    int32_t run, first, count;
+};
+
 template <class E>
-void run_layer(const Call<E>& call, const Write* writes, int num_writes, const Run* runs, const int32_t* items, int num_items, int max_keys, int threads) {
+void run_layer(
+    const Call<E>& call, const Write* writes, int num_writes, const Run* runs, const Item* items, int num_items,
+    int max_keys, int threads
+) {
     const Shape& s = call.shape;
     const size_t keys = size_t((max_keys + LANES - 1) / LANES) * LANES;
-    const size_t bytes = std::max(QUERIES * (s.padded * (sizeof(E) + 4) + keys * 8), LANES * s.padded * sizeof(E)) + 256;
+    const size_t to_attend = QUERIES * (s.padded * (sizeof(E) + 4) + keys * 8), to_write = LANES * s.padded * sizeof(E);
+    const size_t bytes = std::max(to_attend, to_write) + 256;
 #pragma omp parallel num_threads(threads)
     {
         char* scratch = static_cast<char*>(std::aligned_alloc(64, (bytes + 63) / 64 * 64));
@@ -352,10 +399,10 @@ void run_layer(const Call<E>& call, const Write* writes, int num_writes, const R
 #pragma omp for collapse(2) schedule(dynamic, 4)
         for (int head = 0; head < s.heads; head++)
             for (int i = 0; i < num_items; i++) {
-                const Run& run = runs[items[3 * i]];
-                const int first = items[3 * i + 1];
-                const Run* next = i + 1 < num_items ? &runs[items[3 * i + 3]] : nullptr;
-                switch (items[3 * i + 2]) {
+                const Run& run = runs[items[i].run];
+                const int first = items[i].first;
+                const Run* next = i + 1 < num_items ? &runs[items[i + 1].run] : nullptr;
+                switch (items[i].count) {
                     case 1: call.template attend<1>(run, first, head, scratch, next); break;
                     case 2: call.template attend<2>(run, first, head, scratch, next); break;
                     case 3: call.template attend<3>(run, first, head, scratch, next); break;
@@ -368,20 +415,26 @@ void run_layer(const Call<E>& call, const Write* writes, int num_writes, const R
     }
 }
 
+// What Python tells; `LayerArguments` in cpu_attention.py is the same.
 struct LayerArguments {
     int32_t is_bfloat16, num_writes, heads, channels, rotary, block_tokens, num_items, max_keys, threads;
     float scale;
     int64_t qkv_stride, out_stride;
     void *qkv, *out, *keys, *values;
     const float *cosine, *sine;
-    const int32_t *writes, *tables, *runs, *items;
+    const Write* writes;
+    const int32_t* tables;
+    const Run* runs;
+    const Item* items;
     const uint8_t* mask;
 };
 
 template <class E>
 void attend_layer(const LayerArguments& a, const Shape& shape) {
-    const Call<E> call{shape, (const E*)a.qkv, size_t(a.qkv_stride), (E*)a.out, size_t(a.out_stride), (E*)a.keys, (E*)a.values, a.cosine, a.sine, a.tables, a.mask};
-    run_layer(call, (const Write*)a.writes, a.num_writes, (const Run*)a.runs, a.items, a.num_items, a.max_keys, a.threads);
+    const Call<E> call{
+        shape, (const E*)a.qkv, size_t(a.qkv_stride), (E*)a.out, size_t(a.out_stride), (E*)a.keys, (E*)a.values,
+        a.cosine, a.sine, a.tables, a.mask};
+    run_layer(call, a.writes, a.num_writes, a.runs, a.items, a.num_items, a.max_keys, a.threads);
 }
 
 // One row's highest value: the first of equals, and whether all of them are finite.
@@ -423,13 +476,17 @@ extern "C" {
 
 // Write the keys and values of the step's tokens, then let its queries attend.
 void gptj_attend(const LayerArguments* a) {
-    const Shape shape{a->heads, a->channels, (a->channels + LANES - 1) / LANES * LANES, a->rotary, a->block_tokens, a->scale};
+    const int padded = (a->channels + LANES - 1) / LANES * LANES;
+    const Shape shape{a->heads, a->channels, padded, a->rotary, a->block_tokens, a->scale};
     if (a->is_bfloat16) attend_layer<uint16_t>(*a, shape);
     else attend_layer<float>(*a, shape);
 }
 
 // The highest of each row of (rows, count): its index, and whether the row is finite throughout.
-void gptj_best(const void* scores, int32_t is_bfloat16, int64_t rows, int64_t count, int64_t* index, uint8_t* is_finite, int32_t threads) {
+void gptj_best(
+    const void* scores, int32_t is_bfloat16, int64_t rows, int64_t count, int64_t* index, uint8_t* is_finite,
+    int32_t threads
+) {
 #pragma omp parallel for num_threads(threads) schedule(static)
     for (int64_t row = 0; row < rows; row++) {
         if (is_bfloat16) find_best((const uint16_t*)scores + row * count, count, index + row, is_finite + row);

@@ -11,6 +11,7 @@ from gptj_batch.engine.linear import JoinedWeights, LinearFactory, PackedWeights
 from gptj_batch.engine.padding import padded_size
 from gptj_batch.model import GPTJConfig, GPTJForCausalLM, GPTJForSequenceClassification
 from gptj_batch.model.attention import DenseAttend
+from gptj_batch.model.rotary import angles
 
 KINDS = pytest.mark.parametrize("kind", [SharedWeights, JoinedWeights, PackedWeights])
 
@@ -87,16 +88,40 @@ def test_positions_need_not_follow_each_other() -> None:
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
 
 
-def test_a_trace_holds_the_input_of_every_block_without_padding() -> None:
+@pytest.mark.parametrize("num_layers", [0, 1, 2])
+@pytest.mark.parametrize("read", [None, [32], [5, 0, 31, 7]])
+def test_the_first_blocks_alone_give_what_the_model_has_there(num_layers: int, read: list[int] | None) -> None:
     model = make_model()
     ids, positions = tokens(33)
-    expected: list[Tensor] = []
-    model.transformer.run(model.transformer.wte(ids), positions, dense(), expected)
-    found: list[Tensor] = []
-    Body(model, PackedWeights()).encode(ids, positions, Rotated(dense(), 33, 2), found)
-    assert len(found) == 2
-    for ours, theirs in zip(found, expected, strict=True):
-        torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=0)
+    trace: list[Tensor] = []
+    model.transformer.run(model.transformer.wte(ids), positions, dense(), trace)
+    block = model.transformer.h[1]
+    cos, sin = angles(positions, 8)
+    expected = [*trace, block(trace[1], cos, sin, 1, dense())][num_layers]
+    rows = None if read is None else torch.tensor(read)
+    found = Body(model, PackedWeights()).encode(ids, positions, Rotated(dense(), 33, 2), rows, num_layers)
+    torch.testing.assert_close(found, expected if rows is None else expected[rows], atol=1e-5, rtol=0)
+
+
+@KINDS
+@pytest.mark.parametrize("read", [[0], [32, 3], list(range(33))])
+def test_only_what_is_read_is_returned_and_it_is_the_same(kind: type[LinearFactory], read: list[int]) -> None:
+    body = Body(make_model(), kind())
+    everything = body.encode(*tokens(33), Rotated(dense(), 33, 2))
+    found = body.encode(*tokens(33), Rotated(dense(), 33, 2), torch.tensor(read))
+    torch.testing.assert_close(found, everything[read], atol=0 if kind is PackedWeights else 1e-5, rtol=0)
+
+
+@KINDS
+def test_the_heads_rows_for_some_tokens_are_those_of_the_model(kind: type[LinearFactory]) -> None:
+    model = make_model()
+    model.lm_head.bias.normal_()
+    some = torch.tensor([7, 3, 90])
+    expected = model.lm_head.weight[some].clone(), model.lm_head.bias[some].clone()
+    body = Body(model, kind())
+    for _ in range(2):
+        weight, bias = body.head_rows(some)
+        assert torch.equal(weight, expected[0]) and torch.equal(bias, expected[1])
 
 
 def test_layers_come_in_order_with_rows_padded_to_a_few_sizes() -> None:

@@ -8,9 +8,11 @@ from gptj_batch.engine.body import Body
 from gptj_batch.engine.config import Bounds
 from gptj_batch.engine.cpu_attention import CpuPagedAttention
 from gptj_batch.engine.cpu_kernels.build import KernelsUnavailable
+from gptj_batch.engine.cpu_rows import CpuRowAttention
 from gptj_batch.engine.linear import JoinedWeights, PackedWeights, SharedWeights
 from gptj_batch.engine.paged_attention import PagedAttention, TorchPagedAttention
-from gptj_batch.engine.prepare import _linears, prepare_body, prepare_runner, why_no_cpu_kernels
+from gptj_batch.engine.prepare import _linears, prepare_body, prepare_rows, prepare_runner, why_no_cpu_kernels
+from gptj_batch.engine.tree_attend import TorchRowAttention
 from gptj_batch.model import GPTJConfig, GPTJForCausalLM
 
 from .kernels_here import needs_kernels
@@ -25,9 +27,9 @@ def make_model(dtype: torch.dtype = torch.float32, n_embd: int = 48) -> GPTJForC
 
 
 def attention_of(model: GPTJForCausalLM, block_size_tokens: int = 16, *, use_kernels: bool = True) -> PagedAttention:
-    bounds = Bounds(max_step_tokens=8, max_running=2, block_size_tokens=block_size_tokens, num_blocks=4)
+    bounds = Bounds(max_step_tokens=8, min_running=2, max_running=2, block_size_tokens=block_size_tokens, num_blocks=4)
     body = prepare_body(model, take_weights=False)
-    return prepare_runner(model, body, bounds, use_kernels=use_kernels)._attention
+    return prepare_runner(model, body, bounds, use_kernels=use_kernels)[0]._attention
 
 
 @needs_kernels
@@ -70,6 +72,13 @@ def test_where_kernels_cannot_be_built_torch_does_the_work(monkeypatch: pytest.M
     monkeypatch.setattr(prepare, "load_library", unavailable)
     assert isinstance(attention_of(make_model()), TorchPagedAttention)
     assert why_no_cpu_kernels(CPU, torch.float32, 16) == "no C++ compiler was found; install g++"
+
+
+@needs_kernels
+def test_single_passes_attend_by_kernels_or_by_torch_by_the_same_rules() -> None:
+    assert isinstance(prepare_rows(make_model(), use_kernels=True), CpuRowAttention)
+    assert isinstance(prepare_rows(make_model(), use_kernels=False), TorchRowAttention)
+    assert isinstance(prepare_rows(make_model(torch.float16), use_kernels=True), TorchRowAttention)
 
 
 @needs_kernels

@@ -12,7 +12,7 @@ from gptj_batch.model import GPTJForCausalLM
 def make(model: GPTJForCausalLM, max_step_tokens: int) -> tuple[Runner, Scheduler]:
     bounds = Bounds(max_step_tokens=max_step_tokens, min_running=4, max_running=4, block_size_tokens=4, num_blocks=8)
     body = prepare_body(model, take_weights=False)
-    return prepare_runner(model, body, bounds, use_kernels=False), Scheduler(bounds)
+    return prepare_runner(model, body, bounds, use_kernels=False)[0], Scheduler(bounds)
 
 
 @torch.no_grad()
