@@ -72,7 +72,7 @@ class ModelSettings(Settings):
     """A folder in Hugging Face layout, a hub name, or `demo`."""
     revision: str | None = None
     """The revision of a hub name."""
-    dtype: Literal["auto", "float16", "bfloat16", "float32"] = "auto"
+    dtype: Literal["auto", "float16", "bfloat16", "float32", "int8"] = "auto"
     """`auto`: float16 on CUDA, bfloat16 on a CPU that computes in it, else float32."""
 
 

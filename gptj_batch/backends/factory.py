@@ -8,7 +8,7 @@ from gptj_batch.engine.config import GIB, EngineConfig
 from gptj_batch.errors import CheckpointError, ConfigError
 from gptj_batch.model_folder import Head, label_names, read_config
 
-DTYPES = ("auto", "float16", "bfloat16", "float32")
+DTYPES = ("auto", "float16", "bfloat16", "float32", "int8")
 
 
 def make_backend(

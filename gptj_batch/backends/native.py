@@ -93,7 +93,7 @@ class NativeBackend:
         return {
             "kind": "native",
             "device": str(model.device),
-            "dtype": str(model.dtype).removeprefix("torch."),
+            "dtype": self._engine.dtype,
             "max_step_tokens": bounds.max_step_tokens,
             "max_running": bounds.max_running,
             "num_blocks": bounds.num_blocks,

@@ -142,10 +142,9 @@ class Body:
         assert self._lm_head is not None
         key = tuple(token_ids.tolist())
         if key not in self._head_rows:
-            weight, bias = self._lm_head.weights()
             if len(self._head_rows) >= MAX_HELD_HEADS:
                 self._head_rows.clear()
-            self._head_rows[key] = weight[token_ids].float(), bias[token_ids].float()
+            self._head_rows[key] = self._lm_head.outputs(token_ids)
         return self._head_rows[key]
 
     def _padded(self, rows: Tensor) -> Tensor:

@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Self
+from typing import Final, Self
 
 import torch
 
@@ -30,6 +30,9 @@ from gptj_batch.results import AnyResult, Failed, FinishReason, Generated, Label
 Deliver = Callable[[AnyResult], None]
 
 
+INT8: Final = "int8"
+
+
 class Engine:
     """Run many requests through one model at the same time.
 
@@ -39,11 +42,19 @@ class Engine:
     It is not thread-safe: one thread calls it, as `gptj_batch.backends.native` does on behalf of many.
     """
 
-    def __init__(self, model: HeadModel, config: EngineConfig | None = None, *, take_weights: bool = False) -> None:
+    def __init__(
+        self,
+        model: HeadModel,
+        config: EngineConfig | None = None,
+        *,
+        take_weights: bool = False,
+        in_int8: bool = False,
+    ) -> None:
         """Build an engine around `model`.
 
         take_weights: the model gives its weights up, to be held in a form that suits the device, which is faster, and
             cannot be used any more; otherwise they are used as they are, without copying them.
+        in_int8: weights, and what they are multiplied with, in 8 bits; on a CPU, and only where the weights are taken.
         Raises ConfigError for a configuration that cannot work with the model.
         """
         config = config or EngineConfig()
@@ -61,7 +72,9 @@ class Engine:
         self.model = model
         self.scheduler = Scheduler(self.bounds)
         self.beams = Beams(self.scheduler, shape.vocab_size, shape.eos_token_ids)
-        body = prepare_body(model, take_weights=take_weights)
+        assert take_weights or not in_int8, "8 bits are another form of the weights"
+        self.dtype = INT8 if in_int8 else str(model.dtype).removeprefix("torch.")
+        body = prepare_body(model, take_weights=take_weights, in_int8=in_int8)
         self.runner: Runner | None = None
         self.facts: dict[str, str] = {}  # about the ways that were taken on this device
         if isinstance(model, GPTJForCausalLM):
@@ -91,16 +104,20 @@ class Engine:
     ) -> Self:
         """Load a checkpoint in the Hugging Face layout and build an engine around it.
 
-        head: which of GPT-J's classes is read    dtype: None keeps the checkpoint's
+        head: which of GPT-J's classes is read    dtype: None keeps the checkpoint's; "int8" is bfloat16
+            with the products in 8 bits, on a CPU
         The device is config.device; None is the GPU where there is one.
         Raises CheckpointError for a folder that holds no GPT-J, ConfigError for a configuration that cannot work.
         """
         config = config or EngineConfig()
         device = config.device or ("cuda" if torch.cuda.is_available() else "cpu")
+        in_int8 = dtype == INT8
+        if in_int8 and torch.device(device).type != "cpu":
+            raise ConfigError(f"dtype int8 is for a CPU, and the device is {device}; use float16")
         model = MODEL_CLASSES[head].from_pretrained(
-            path, revision=revision, dtype=dtype, device=device, allow_new_head=False
+            path, revision=revision, dtype=torch.bfloat16 if in_int8 else dtype, device=device, allow_new_head=False
         )
-        return cls(model, config, take_weights=True)
+        return cls(model, config, take_weights=True, in_int8=in_int8)
 
     @property
     def has_unfinished(self) -> bool:

@@ -9,6 +9,7 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
+from gptj_batch.engine.cpu_kernels.int8 import finish, quantize
 from gptj_batch.model.block import ACTIVATION_FUNCTIONS
 
 # What oneDNN calls them: it applies them to a product's result before that leaves the registers. torch's own functions
@@ -24,6 +25,9 @@ FUSED_ACTIVATIONS = {
 }
 
 
+UNPACKED_AT_ONCE = 64
+
+
 class Linear(Protocol):
     """A product with fixed weights."""
 
@@ -34,8 +38,11 @@ class Linear(Protocol):
         """
         ...
 
-    def weights(self) -> tuple[Tensor, Tensor]:
-        """Return weight and bias, unpacked, (O, K) and (O,); zeros where there is no bias."""
+    def outputs(self, places: Tensor) -> tuple[Tensor, Tensor]:
+        """Return weight and bias of some outputs, in float32; zeros where there is no bias. It takes a while.
+
+        places: (any,), int64    returns: (any, K), (any,)
+        """
         ...
 
 
@@ -66,9 +73,9 @@ class _SharedLinear:
         output = output if self._activation is None else self._activation(output)
         return output if plus is None else output + plus
 
-    def weights(self) -> tuple[Tensor, Tensor]:
-        weight = torch.cat([layer.weight.detach() for layer in self._layers])
-        return weight, _bias_or_zeros([layer.bias for layer in self._layers], weight)
+    def outputs(self, places: Tensor) -> tuple[Tensor, Tensor]:
+        (layer,) = self._layers
+        return _outputs(layer.weight.detach(), layer.bias, places)
 
 
 class JoinedWeights:
@@ -117,14 +124,60 @@ class _PackedLinear:
             output = run(x, self._weight, self._bias, self._activation, [], self._algorithm)
         return output[:num_rows]
 
-    def weights(self) -> tuple[Tensor, Tensor]:
-        weight: Tensor = self._weight.to_dense()
-        return weight, _bias_or_zeros([self._bias], weight)
+    def outputs(self, places: Tensor) -> tuple[Tensor, Tensor]:
+        return _outputs(self._weight.to_dense(), self._bias, places)
 
 
-def _bias_or_zeros(biases: Ordered[Tensor | None], weight: Tensor) -> Tensor:
-    given = [bias.detach() for bias in biases if bias is not None]
-    return torch.cat(given) if given else weight.new_zeros(len(weight))
+def _outputs(weight: Tensor, bias: Tensor | None, places: Tensor) -> tuple[Tensor, Tensor]:
+    chosen = weight[places].float()
+    return chosen, chosen.new_zeros(len(places)) if bias is None else bias.detach()[places].float()
+
+
+class Int8Weights:
+    """Layers with weights of 8 bits, a scale per output channel, and inputs of 8 bits, a scale per row and call.
+
+    Up to twice as fast as bfloat16 on a CPU with VNNI, in half the memory. As every row is quantised by itself, its
+    result does not depend on the others.
+
+    The model gives its weights up: what is quantised is freed there.
+    """
+
+    def make(self, layers: Ordered[nn.Linear], activation: str | None = None) -> Linear:
+        """Return one layer; see `LinearFactory`."""
+        return _Int8Linear(_joined(layers), activation)
+
+
+class _Int8Linear:
+    def __init__(self, layer: nn.Linear, activation: str | None) -> None:
+        weight = layer.weight.detach().float()
+        self._width = weight.shape[1]
+        self._bias = weight.new_zeros(len(weight)) if layer.bias is None else layer.bias.detach().float()
+        _release(layer)
+        self._scales = weight.abs().amax(1).clamp(min=torch.finfo(torch.float32).tiny) / 127
+        numbers = (weight / self._scales[:, None]).round_().to(torch.int8)
+        self._packed = torch.ops.onednn.qlinear_prepack(numbers, None)
+        self._zeros = torch.zeros(len(weight), dtype=torch.int32)
+        self._has_gelu = activation == "gelu_new"
+        self._activation = None if activation is None or self._has_gelu else ACTIVATION_FUNCTIONS[activation]
+
+    def __call__(self, x: Tensor, plus: Tensor | None = None) -> Tensor:
+        # Unsigned inputs only: with signed ones oneDNN takes a way that is hundreds of times slower (engine-facts 3.2).
+        numbers, scales = quantize(x)
+        output = finish(self._multiply(numbers), scales, self._bias, x.dtype, plus, with_gelu=self._has_gelu)
+        return output if self._activation is None else self._activation(output)
+
+    def outputs(self, places: Tensor) -> tuple[Tensor, Tensor]:
+        # Nothing unpacks these weights; but a one on each input in turn brings out what it is multiplied with.
+        ones = torch.eye(self._width, dtype=torch.uint8) + 128
+        columns = [self._multiply(some)[:, places] for some in ones.split(UNPACKED_AT_ONCE)]
+        return torch.cat(columns).T, self._bias[places]
+
+    def _multiply(self, numbers: Tensor) -> Tensor:
+        """numbers: (T, K), uint8, 128 for zero    returns: (T, O), float32."""
+        product: Tensor = torch.ops.onednn.qlinear_pointwise(
+            numbers, 1.0, 128, self._packed, self._scales, self._zeros, None, 1.0, 0, torch.float32, "none", [], ""
+        )
+        return product
 
 
 def _joined(layers: Ordered[nn.Linear]) -> nn.Linear:

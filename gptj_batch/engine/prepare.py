@@ -9,15 +9,25 @@ from gptj_batch.engine.cpu_kernels.build import KernelsUnavailable, load_library
 from gptj_batch.engine.cpu_rows import CpuRowAttention
 from gptj_batch.engine.cuda_path import choose_path
 from gptj_batch.engine.kv_cache import KVCache
-from gptj_batch.engine.linear import JoinedWeights, LinearFactory, PackedWeights, SharedWeights
+from gptj_batch.engine.linear import Int8Weights, JoinedWeights, LinearFactory, PackedWeights, SharedWeights
 from gptj_batch.engine.paged_attention import PagedAttention, TorchPagedAttention
 from gptj_batch.engine.runner import Runner
 from gptj_batch.engine.tree_attend import RowAttention, TorchRowAttention
+from gptj_batch.errors import ConfigError
 from gptj_batch.model import GPTJForCausalLM, HeadModel
 
 
-def prepare_body(model: HeadModel, *, take_weights: bool) -> Body:
-    """Return the blocks of a model; with `take_weights` the model gives them up, for a form that suits the device."""
+def prepare_body(model: HeadModel, *, take_weights: bool, in_int8: bool = False) -> Body:
+    """Return the blocks of a model; with `take_weights` the model gives them up, for a form that suits the device.
+
+    in_int8: 8 bits for weights and for what they are multiplied with
+    Raises ConfigError where that cannot be had.
+    """
+    if in_int8:
+        problem = why_no_cpu_kernels(model.device, model.dtype, TILE_TOKENS)
+        if problem is not None:
+            raise ConfigError(f"dtype int8 needs the C++ kernels for a CPU: {problem}; or use bfloat16")
+        return Body(model, Int8Weights())
     return Body(model, _linears(model.device, model.dtype) if take_weights else SharedWeights())
 
 

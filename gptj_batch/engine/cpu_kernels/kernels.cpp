@@ -18,6 +18,7 @@
 //     NT  tiles of keys whose scores are computed together
 //     NC  vectors of channels of the values that are summed together
 #include <algorithm>
+#include <cmath>
 #include <cstdint>
 #include <cstdlib>
 #include <cstring>
@@ -470,6 +471,49 @@ void find_best(const E* row, int64_t count, int64_t* index, uint8_t* is_finite) 
     *is_finite = any == 0;
 }
 
+// One row to whole numbers: value = scale * (number - 128).
+template <class E>
+void quantize_row(const E* from, int64_t count, uint8_t* to, float* scale) {
+    Vec most = {};
+    int64_t i = 0;
+    for (; i + LANES <= count; i += LANES) { const Vec x = widen(from + i), y = x < 0.0f ? -x : x; most = y > most ? y : most; }
+    float highest = max_lanes(most);
+    for (; i < count; i++) highest = std::max(highest, std::abs(to_float(from[i])));
+    *scale = highest > 0.0f ? highest / 127.0f : 1.0f;
+    const float inverse = 1.0f / *scale;
+    for (i = 0; i + LANES <= count; i += LANES) {
+        typedef uint8_t Bytes __attribute__((vector_size(16)));
+        const Vec magic = splat(12582912.0f + 128.0f);  // 1.5 * 2^23: its last bits take the nearest whole number
+        const Bytes bytes = __builtin_convertvector((IVec)(widen(from + i) * inverse + magic) & 0xff, Bytes);
+        std::memcpy(to + i, &bytes, sizeof bytes);
+    }
+    for (; i < count; i++) to[i] = uint8_t(std::nearbyint(to_float(from[i]) * inverse) + 128.0f);
+}
+
+// GELU by tanh: x * sigmoid(2 u), u = sqrt(2 / pi) (x + 0.044715 x^3).
+inline Vec gelu(Vec x) {
+    const Vec u = (x + x * x * x * 0.044715f) * 1.5957691216057308f;
+    const Vec e = exp_vec(u < 0.0f ? u : -u);
+    return u < 0.0f ? x * e / (1.0f + e) : x / (1.0f + e);
+}
+
+template <class E>
+void finish_row(const float* from, int64_t count, float scale, const float* bias, const E* plus, bool with_gelu, E* to) {
+    int64_t i = 0;
+    for (; i + LANES <= count; i += LANES) {
+        Vec x = load(from + i) * scale + load(bias + i);
+        if (with_gelu) x = gelu(x);
+        if (plus) x += widen(plus + i);
+        store_rounded(to + i, x);
+    }
+    for (; i < count; i++) {
+        Vec x = splat(from[i] * scale + bias[i]);
+        if (with_gelu) x = gelu(x);
+        if (plus) x += to_float(plus[i]);
+        assign(to[i], x[0]);
+    }
+}
+
 }  // namespace
 
 extern "C" {
@@ -491,6 +535,25 @@ void gptj_best(
     for (int64_t row = 0; row < rows; row++) {
         if (is_bfloat16) find_best((const uint16_t*)scores + row * count, count, index + row, is_finite + row);
         else find_best((const float*)scores + row * count, count, index + row, is_finite + row);
+    }
+}
+
+// Each row of (rows, count) to 8 bits by itself, so that no row's numbers depend on another's.
+void gptj_quantize(const void* from, int32_t is_bfloat16, int64_t rows, int64_t count, uint8_t* to, float* scales, int32_t threads) {
+#pragma omp parallel for num_threads(threads) schedule(static)
+    for (int64_t row = 0; row < rows; row++) {
+        if (is_bfloat16) quantize_row((const uint16_t*)from + row * count, count, to + row * count, scales + row);
+        else quantize_row((const float*)from + row * count, count, to + row * count, scales + row);
+    }
+}
+
+// A product's rows: times their scale, plus bias, GELU if asked for, plus another term if there is one.
+void gptj_finish(const float* from, const float* scales, const float* bias, const void* plus, int32_t with_gelu, int32_t is_bfloat16, int64_t rows, int64_t count, void* to, int32_t threads) {
+#pragma omp parallel for num_threads(threads) schedule(static)
+    for (int64_t row = 0; row < rows; row++) {
+        const int64_t at = row * count;
+        if (is_bfloat16) finish_row(from + at, count, scales[row], bias, plus ? (const uint16_t*)plus + at : nullptr, with_gelu, (uint16_t*)to + at);
+        else finish_row(from + at, count, scales[row], bias, plus ? (const float*)plus + at : nullptr, with_gelu, (float*)to + at);
     }
 }
 }
