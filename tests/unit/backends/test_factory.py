@@ -40,8 +40,8 @@ def test_an_unknown_kind_is_refused() -> None:
 
 
 def test_an_unknown_dtype_is_refused() -> None:
-    with pytest.raises(ConfigError, match="must be one of auto, float16, bfloat16, float32, got int8"):
-        make_backend("native", model_path="m", dtype="int8")
+    with pytest.raises(ConfigError, match="must be one of auto, float16, bfloat16, float32, int8, got int4"):
+        make_backend("native", model_path="m", dtype="int4")
 
 
 def test_a_cache_without_size_is_refused() -> None:

@@ -282,7 +282,10 @@ def test_top_k_belongs_to_generate() -> None:
         ("input.path=", "input.path: must be a text or a list, got None"),
         ("input.limit=0", "input.limit: must be greater than or equal to 1, got 0"),
         ("input.format=xml", "input.format: must be 'auto', 'parquet'"),
-        ("model.dtype=int8", "model.dtype: must be 'auto', 'float16', 'bfloat16' or 'float32', got 'int8'"),
+        (
+            "model.dtype=int4",
+            "model.dtype: must be 'auto', 'float16', 'bfloat16', 'float32' or 'int8', got 'int4'",
+        ),
         ("model.path=''", "model.path: must not be empty"),
         ("backend.kv_cache_gb=0", "backend.kv_cache_gb: must be greater than 0, got 0"),
         ("backend.prefix_caching=maybe", "backend.prefix_caching: must be true or false"),
