@@ -11,6 +11,7 @@ import argparse
 import json
 import tempfile
 import time
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, get_args
@@ -31,30 +32,31 @@ QUICK_SHARE = 1 / 16
 def main() -> None:
     """Run the benchmark."""
     arguments = _arguments()
-    workloads = chosen(arguments.only, arguments.peers)
+    share = QUICK_SHARE if arguments.quick else arguments.share
+    config = {"rounds": arguments.rounds, "share_of_rows": share, "peers": arguments.peers}
+    whole = {**surroundings(arguments.threads), "config": config, "minutes": 0.0, "workloads": []}
     began = time.monotonic()
-    reports: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory(prefix="gptj-bench-") as folder:
-        plan = Plan(
-            rounds=arguments.rounds, share=QUICK_SHARE if arguments.quick else arguments.share, folder=Path(folder)
-        )
+        plan = Plan(rounds=arguments.rounds, share=share, folder=Path(folder))
         fleet = Fleet(threads=arguments.threads, folder=Path(folder))
-        try:
-            for index, workload in enumerate(workloads):
-                fleet.keep_only(pairs(workloads[index:]))
-                reports.append(report(workload, measure(workload, fleet, plan, tell)))
-        finally:
-            fleet.close()
-    whole = {
-        **surroundings(arguments.threads),
-        "config": {"rounds": plan.rounds, "share_of_rows": plan.share, "peers": arguments.peers},
-        "minutes": round((time.monotonic() - began) / 60, 1),
-        "workloads": reports,
-    }
-    tell("\n" + "\n".join(table.lines(reports)))
-    tell(f"\n{whole['minutes']} minutes; written to {' and '.join(map(str, write(whole, arguments.name)))}")
-    if not all(check["holds"] for one in reports for check in one["checks"] if check["must"]):
+        for one in run(chosen(arguments.only, arguments.peers), fleet, plan):
+            whole["workloads"].append(one)
+            whole["minutes"] = round((time.monotonic() - began) / 60, 1)
+            file = write(whole, arguments.name)  # after each: what is measured stays, whatever happens to the rest
+    tell("\n" + "\n".join(table.lines(whole["workloads"])))
+    tell(f"\n{whole['minutes']} minutes; written to {file} and {_plot(whole, file.with_suffix('.png'))}")
+    if not all(check["holds"] for one in whole["workloads"] for check in one["checks"] if check["must"]):
         raise SystemExit(1)
+
+
+def run(workloads: tuple[Workload, ...], fleet: Fleet, plan: Plan) -> Iterator[dict[str, Any]]:
+    """Measure one workload after the other; workers that none of the rest uses are ended."""
+    try:
+        for index, workload in enumerate(workloads):
+            fleet.keep_only(pairs(workloads[index:]))
+            yield report(workload, measure(workload, fleet, plan, tell))
+    finally:
+        fleet.close()
 
 
 def chosen(only: str, peers: str) -> tuple[Workload, ...]:
@@ -73,19 +75,22 @@ def chosen(only: str, peers: str) -> tuple[Workload, ...]:
     )
 
 
-def write(whole: dict[str, Any], name: str) -> list[Path]:
-    """Write the JSON and, where matplotlib is, the plot; return where they are."""
+def write(whole: dict[str, Any], name: str) -> Path:
+    """Write the JSON; return where it is."""
     RESULTS.mkdir(parents=True, exist_ok=True)
-    file, picture = RESULTS / f"{name}.json", RESULTS / f"{name}.png"
+    file = RESULTS / f"{name}.json"
     file.write_text(json.dumps(whole, indent=1) + "\n")
+    return file
+
+
+def _plot(whole: dict[str, Any], picture: Path) -> str:
+    """Draw the plot; return where it is, or why there is none."""
+    hardware = whole["hardware"]
     try:
-        draw(
-            whole["workloads"], picture, f"{whole['hardware']['cpu']}, {whole['hardware']['threads_each']} threads each"
-        )
+        draw(whole["workloads"], picture, f"{hardware['cpu']}, threads each: {hardware['threads_each']}")
     except ImportError as error:
-        tell(f"no plot: {error}")
-        return [file]
-    return [file, picture]
+        return f"no plot: {error}"
+    return str(picture)
 
 
 def tell(line: str) -> None:

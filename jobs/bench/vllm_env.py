@@ -35,8 +35,21 @@ def vllm_python() -> Path:
 
 
 def vllm_environment(threads: int) -> dict[str, str]:
-    """Return the environment variables under which vLLM is fastest here."""
+    """Return the environment variables under which vLLM is fastest here.
+
+    Measured on W1 with one thread, as the median of four rounds, in tokens/s at the same speed of the machine: 502 as it
+    comes, 519 with Intel's OpenMP, 531 with blocks of 32 tokens, 457 without compiling.
+    """
+    # What vLLM sets itself, and its documentation asks for, where it starts its engine as a process of its own.
+    intel_openmp = vllm_folder() / "lib" / "libiomp5.so"
+    openmp = {
+        "LD_PRELOAD": str(intel_openmp),
+        "KMP_AFFINITY": f"granularity=fine,explicit,proclist=[{','.join(map(str, range(threads)))}]",
+        "KMP_BLOCKTIME": "5",
+        "KMP_TPAUSE": "0",
+    }
     return {
+        **(openmp if intel_openmp.exists() else {}),
         "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # in the worker itself: no second process that waits busily
         "VLLM_CPU_OMP_THREADS_BIND": f"0-{threads - 1}",  # "auto" would keep one core for the scheduler
         "VLLM_LOGGING_LEVEL": "WARNING",
