@@ -162,6 +162,12 @@ class Engine:
                 self._hand_out(uid, Failed(key=key, error="cancelled before it was finished"))
         return bool(sequences or rows)
 
+    def reset_prefix_cache(self) -> None:
+        """Forget what earlier requests computed, for measurements that are to begin cold; nothing may be unfinished."""
+        assert not self.has_unfinished, "requests are unfinished"
+        self.scheduler.forget()
+        self.single_pass.prefixes.clear()
+
     def step(self) -> list[AnyResult]:
         """Do one step's work and return the results that it finished.
 

@@ -226,3 +226,13 @@ def test_the_weights_are_not_copied_and_a_small_engine_is_small(model: GPTJForCa
 def test_a_device_that_the_model_is_not_on_is_refused(model: GPTJForCausalLM) -> None:
     with pytest.raises(ConfigError, match=r"device must be where the model is \(cpu\), got cuda"):
         Engine(model, EngineConfig(device="cuda"))
+
+
+def test_a_reset_engine_computes_a_prompt_anew(model: GPTJForCausalLM) -> None:
+    engine = Engine(model, EngineConfig(block_size_tokens=2))
+    request = Request(key="a", prompt_token_ids=[5, 6, 7, 8, 9], sampling=SamplingParams(max_new_tokens=1))
+    engine.run([request, request])
+    num_fed_tokens = engine.scheduler.num_fed_tokens
+    engine.reset_prefix_cache()
+    engine.run([request])
+    assert engine.scheduler.num_fed_tokens == num_fed_tokens + 5
