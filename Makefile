@@ -24,7 +24,7 @@ check: .venv/dev
 	$(BIN)/lint-imports
 	$(BIN)/python -m pytest tests/unit tests/architecture -q
 
-# All peers take turns on this machine, about an hour; ARGS="--only W1,W3" for a part of it. vLLM gets an environment of its own.
+# All peers take turns on this machine, about 75 minutes; ARGS="--only W1,W3" for a part of it. vLLM gets an environment of its own.
 bench: .venv/dev
 	$(BIN)/python -m jobs.bench.vllm_env $(PIP_ARGS)
 	$(BIN)/python -m jobs.bench.suite $(ARGS)

@@ -13,7 +13,7 @@ from jobs.bench.work import Numbers, Work
 
 Tell = Callable[[str], None]
 FIRST_WARM_SEED, PROBE_SEED, ROUND_SEEDS = 1000, 2000, 10_000
-NUM_WARM_PASSES = 2
+NUM_WARM_PASSES, MIN_WARM_ROWS = 2, 64
 PROBE_BATCHES = {1: 12, 16: 2, 64: 2}
 
 
@@ -128,7 +128,7 @@ def _warm_up(workload: Workload, leg: Leg, plan: Plan, tell: Tell) -> None:
         return
     for index in range(NUM_WARM_PASSES):
         work = workload.make(plan.num_rows(workload, leg.spec), FIRST_WARM_SEED + index)
-        leg.run(work, plan, want_outputs=False)
+        leg.run(work.first(max(MIN_WARM_ROWS, len(work.rows) // 4)), plan, want_outputs=False)
 
 
 def _choose_batch_size(workload: Workload, leg: Leg, plan: Plan) -> None:

@@ -37,8 +37,8 @@ def vllm_python() -> Path:
 def vllm_environment(threads: int) -> dict[str, str]:
     """Return the environment variables under which vLLM is fastest here.
 
-    Measured on W1 with one thread, as the median of four rounds, in tokens/s at the same speed of the machine: 502 as it
-    comes, 519 with Intel's OpenMP, 531 with blocks of 32 tokens, 457 without compiling.
+    Measured on W1 with one thread, medians of four rounds, in tokens/s for one speed of the machine: 502 as it comes,
+    519 with Intel's OpenMP, 531 with blocks of 32 tokens, 457 without compiling.
     """
     # What vLLM sets itself, and its documentation asks for, where it starts its engine as a process of its own.
     intel_openmp = vllm_folder() / "lib" / "libiomp5.so"

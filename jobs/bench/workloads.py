@@ -49,7 +49,7 @@ W2 = Workload(
     unit="tokens/s",
     make=lambda count, seed: rows.geometric(count, seed, prompt_tokens=64, mean=32, cap=256),
     num_rows=256,
-    legs=(ours(), transformers(), vllm()),
+    legs=(ours(), transformers(max_rows=128), vllm()),
     goals={"transformers": 6.0, "vllm": 1.1},
 )
 
@@ -69,7 +69,7 @@ W3_NEWS = Workload(
     unit="rows/s",
     make=news.news,
     num_rows=512,
-    legs=W3.legs,
+    legs=(ours(), transformers(max_rows=64), vllm()),
     goals=W3.goals,
     missing=news.missing,
 )
@@ -85,7 +85,7 @@ W4 = Workload(
         # A row's labels are its batch.
         transformers(max_rows=16, batch_sizes=(1,)),
         OWN_CACHE,
-        vllm("vllm, prompt_logprobs", method="prompt-labels", max_rows=16),
+        vllm("vllm, prompt_logprobs", method="prompt-labels", max_rows=4),
         vllm(),
     ),
     goals={"transformers": 10.0, "vllm": 8.0},
