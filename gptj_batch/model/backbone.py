@@ -74,6 +74,8 @@ class GPTJPreTrainedModel(nn.Module):
 
 def init_module(module: nn.Module, spread: float) -> None:
     """Give one module its initial weights; see `GPTJPreTrainedModel.init_weights`."""
+    if _is_on_meta():
+        return
     if isinstance(module, nn.Linear):
         nn.init.normal_(module.weight, 0.0, spread)
         if module.bias is not None:
@@ -82,12 +84,26 @@ def init_module(module: nn.Module, spread: float) -> None:
         nn.init.normal_(module.weight, 0.0, spread)
 
 
+def _embedding(num_rows: int, width: int) -> nn.Embedding:
+    if _is_on_meta():
+        return nn.Embedding(num_rows, width, _weight=torch.empty(num_rows, width))
+    return nn.Embedding(num_rows, width)
+
+
+def _is_on_meta() -> bool:
+    """Say whether modules are made without storage, to be filled from a checkpoint.
+
+    Nothing is drawn there: torch would do it through its compiler, whose import takes two seconds and 100 MB.
+    """
+    return torch.get_default_device().type == "meta"
+
+
 class GPTJModel(GPTJPreTrainedModel):
     """The bare GPT-J: token ids in, hidden states out."""
 
     def __init__(self, config: GPTJConfig) -> None:
         super().__init__(config)
-        self.wte = nn.Embedding(config.vocab_size, config.n_embd)
+        self.wte = _embedding(config.vocab_size, config.n_embd)
         self.drop = nn.Dropout(config.embd_pdrop)
         self.h = nn.ModuleList(GPTJBlock(config) for _ in range(config.n_layer))
         self.ln_f = nn.LayerNorm(config.n_embd, eps=config.layer_norm_epsilon)
