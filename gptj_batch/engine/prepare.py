@@ -37,8 +37,15 @@ def prepare_runner(
     """Return what runs the steps of generation, with a KV cache of the size that `bounds` says, and facts about it."""
     if use_kernels and model.device.type == "cuda":
         return _cuda_runner(model, body, bounds)
-    attention = _attention(model, bounds, use_kernels)
-    return Runner(body, attention, bounds.block_size_tokens, model.config.eos_token_ids), {}
+    head_dim = model.config.head_dim
+    reason = why_no_cpu_kernels(model.device, model.dtype, bounds.block_size_tokens) if use_kernels else "as asked for"
+    attention: PagedAttention
+    if reason is None:
+        attention = CpuPagedAttention(_cache(model, bounds, padded_head_dim(head_dim)), head_dim)
+    else:
+        attention = TorchPagedAttention(_cache(model, bounds, head_dim))
+    facts = {"paged_attention": "c++" if reason is None else f"torch ({reason})"}
+    return Runner(body, attention, bounds.block_size_tokens, model.config.eos_token_ids), facts
 
 
 def _cuda_runner(model: GPTJForCausalLM, body: Body, bounds: Bounds) -> tuple[Runner, dict[str, str]]:
@@ -75,13 +82,6 @@ def _linears(device: torch.device, dtype: torch.dtype) -> LinearFactory:
         dtype == torch.float32 or (dtype == torch.bfloat16 and torch.ops.mkldnn._is_mkldnn_bf16_supported())
     )
     return PackedWeights() if is_packable else SharedWeights()
-
-
-def _attention(model: GPTJForCausalLM, bounds: Bounds, use_kernels: bool) -> PagedAttention:
-    head_dim = model.config.head_dim
-    if use_kernels and why_no_cpu_kernels(model.device, model.dtype, bounds.block_size_tokens) is None:
-        return CpuPagedAttention(_cache(model, bounds, padded_head_dim(head_dim)), head_dim)
-    return TorchPagedAttention(_cache(model, bounds, head_dim))
 
 
 def why_no_cpu_kernels(device: torch.device, dtype: torch.dtype, block_size_tokens: int) -> str | None:
