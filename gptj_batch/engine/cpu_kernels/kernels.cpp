@@ -416,7 +416,7 @@ void run_layer(
     }
 }
 
-// What Python tells; `LayerArguments` in cpu_attention.py is the same.
+// What Python tells; `LayerArguments` in call.py is the same.
 struct LayerArguments {
     int32_t is_bfloat16, num_writes, heads, channels, rotary, block_tokens, num_items, max_keys, threads;
     float scale;
@@ -474,12 +474,23 @@ void find_best(const E* row, int64_t count, int64_t* index, uint8_t* is_finite) 
 // One row to whole numbers: value = scale * (number - 128).
 template <class E>
 void quantize_row(const E* from, int64_t count, uint8_t* to, float* scale) {
-    Vec most = {};
+    // Without their signs floats are in the order of their bits, NaN above all: its row's scale is NaN, and so is
+    // whatever comes of it.
+    IVec most = {};
     int64_t i = 0;
-    for (; i + LANES <= count; i += LANES) { const Vec x = widen(from + i), y = x < 0.0f ? -x : x; most = y > most ? y : most; }
-    float highest = max_lanes(most);
-    for (; i < count; i++) highest = std::max(highest, std::abs(to_float(from[i])));
-    *scale = highest > 0.0f ? highest / 127.0f : 1.0f;
+    for (; i + LANES <= count; i += LANES) {
+        const IVec bits = (IVec)widen(from + i) & 0x7fffffff;
+        most = bits > most ? bits : most;
+    }
+    for (; i < count; i++) {
+        const IVec bits = (IVec)splat(to_float(from[i])) & 0x7fffffff;
+        most = bits > most ? bits : most;
+    }
+    int32_t highest_bits = 0;
+    for (int lane = 0; lane < LANES; lane++) highest_bits = std::max<int32_t>(highest_bits, most[lane]);
+    float highest;
+    std::memcpy(&highest, &highest_bits, sizeof highest);
+    *scale = highest == 0.0f ? 1.0f : highest / 127.0f;
     const float inverse = 1.0f / *scale;
     for (i = 0; i + LANES <= count; i += LANES) {
         typedef uint8_t Bytes __attribute__((vector_size(16)));
@@ -498,7 +509,9 @@ inline Vec gelu(Vec x) {
 }
 
 template <class E>
-void finish_row(const float* from, int64_t count, float scale, const float* bias, const E* plus, bool with_gelu, E* to) {
+void finish_row(
+    const float* from, int64_t count, float scale, const float* bias, const E* plus, bool with_gelu, E* to
+) {
     int64_t i = 0;
     for (; i + LANES <= count; i += LANES) {
         Vec x = load(from + i) * scale + load(bias + i);
@@ -539,7 +552,9 @@ void gptj_best(
 }
 
 // Each row of (rows, count) to 8 bits by itself, so that no row's numbers depend on another's.
-void gptj_quantize(const void* from, int32_t is_bfloat16, int64_t rows, int64_t count, uint8_t* to, float* scales, int32_t threads) {
+void gptj_quantize(
+    const void* from, int32_t is_bfloat16, int64_t rows, int64_t count, uint8_t* to, float* scales, int32_t threads
+) {
 #pragma omp parallel for num_threads(threads) schedule(static)
     for (int64_t row = 0; row < rows; row++) {
         if (is_bfloat16) quantize_row((const uint16_t*)from + row * count, count, to + row * count, scales + row);
@@ -548,12 +563,18 @@ void gptj_quantize(const void* from, int32_t is_bfloat16, int64_t rows, int64_t 
 }
 
 // A product's rows: times their scale, plus bias, GELU if asked for, plus another term if there is one.
-void gptj_finish(const float* from, const float* scales, const float* bias, const void* plus, int32_t with_gelu, int32_t is_bfloat16, int64_t rows, int64_t count, void* to, int32_t threads) {
+void gptj_finish(
+    const float* from, const float* scales, const float* bias, const void* plus, int32_t with_gelu,
+    int32_t is_bfloat16, int64_t rows, int64_t count, void* to, int32_t threads
+) {
 #pragma omp parallel for num_threads(threads) schedule(static)
     for (int64_t row = 0; row < rows; row++) {
         const int64_t at = row * count;
-        if (is_bfloat16) finish_row(from + at, count, scales[row], bias, plus ? (const uint16_t*)plus + at : nullptr, with_gelu, (uint16_t*)to + at);
-        else finish_row(from + at, count, scales[row], bias, plus ? (const float*)plus + at : nullptr, with_gelu, (float*)to + at);
+        const auto finish = [&](const auto* term, auto* out) {
+            finish_row(from + at, count, scales[row], bias, term ? term + at : nullptr, with_gelu, out + at);
+        };
+        if (is_bfloat16) finish((const uint16_t*)plus, (uint16_t*)to);
+        else finish((const float*)plus, (float*)to);
     }
 }
 }

@@ -11,7 +11,6 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gptj_batch.engine import cpu_attention
 from gptj_batch.engine.block_tables import Copy
 from gptj_batch.engine.cpu_attention import (
     MAX_QUERIES,
@@ -21,7 +20,7 @@ from gptj_batch.engine.cpu_attention import (
     query_parts,
     tile_parts,
 )
-from gptj_batch.engine.cpu_kernels import build
+from gptj_batch.engine.cpu_kernels import build, call
 from gptj_batch.engine.step_batch import Span
 
 from .kernels_here import needs_kernels
@@ -196,7 +195,7 @@ def portable_library(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
 def test_a_cpu_without_the_instructions_that_are_here_gives_the_same(
     dtype: torch.dtype, portable_library: ctypes.CDLL, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(cpu_attention, "load_library", lambda: portable_library)
+    monkeypatch.setattr(call, "load_library", lambda: portable_library)
     shape = replace(SMALL, dtype=dtype)
     whole = fed_in(paged([50], shape), [])
     assert_right(paged([50], shape), 0, whole)

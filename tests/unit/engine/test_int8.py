@@ -78,3 +78,26 @@ def test_int8_is_refused_where_there_are_no_kernels_for_it(model: GPTJForCausalL
     half = GPTJForCausalLM(model.config).half()
     with pytest.raises(ConfigError, match=r"int8 needs the C\+\+ kernels for a CPU: they have no float16"):
         Engine(half, take_weights=True, in_int8=True)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("value", [torch.nan, -torch.nan, torch.inf, -torch.inf])
+@pytest.mark.parametrize(("width", "place"), [(40, 3), (40, 39), (35, 34), (16, 0)])
+def test_a_row_that_is_not_finite_stays_so_and_alone(value: float, width: int, place: int, dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    x = torch.randn(4, width).to(dtype)
+    linear = Int8Weights().make([nn.Linear(width, 24).to(dtype)])
+    expected = linear(x)
+    x[1, place] = value
+    x[2] = value
+    found = linear(x)
+    assert not found[1:3].isfinite().any()
+    assert torch.equal(found[[0, 3]], expected[[0, 3]])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_row_of_zeros_gives_the_bias(dtype: torch.dtype) -> None:
+    layer = nn.Linear(35, 24).to(dtype)
+    bias = layer.bias.detach().clone()
+    found = Int8Weights().make([layer])(torch.zeros(2, 35, dtype=dtype))
+    assert torch.equal(found, bias.expand(2, -1))
