@@ -41,6 +41,10 @@ LABEL org.opencontainers.image.title="gptj-batch, CPU" \
       org.opencontainers.image.revision="${REVISION}" \
       gptj-batch.ray="${RAY_VERSION}" \
       gptj-batch.torch="${TORCH_VERSION}"
+# The engine compiles its kernels for the CPU that it finds; without a compiler it falls back to plain torch.
+RUN apt-get update \
+    && apt-get install --yes --no-install-recommends g++ \
+    && rm -rf /var/lib/apt/lists/*
 RUN groupadd --gid 1000 gptj && useradd --uid 1000 --gid 1000 --create-home gptj
 COPY --from=build /opt/venv /opt/venv
 # HF_HUB_OFFLINE: checkpoints are staged before a run, never fetched by a replica.
