@@ -2,8 +2,8 @@
 
     python -m jobs.bench.int8_accuracy [--rows 1000]
 
-The model is the demo model; it has read nothing like AG News, so its labels there are often wrong and close calls, which
-is a hard test of agreement. Perplexity is that of its own corpus' held-out records. The articles lie in `../shared`,
+The model is the demo model; it has read nothing like AG News, so its labels there are often wrong and close calls: a
+hard test of agreement. Perplexity is that of its own corpus' held-out records. The articles lie in `../shared`,
 beside the project. Writes JSON to jobs/bench/results/.
 """
 
