@@ -76,6 +76,8 @@ def is_border(text: str, place: int) -> bool:
     if place in (0, len(text)):
         return True
     before, behind = text[place - 1], text[place]
+    if before.isspace() or behind.isspace():  # a mark behind white space belongs to nothing
+        return True
     if unicodedata.category(behind).startswith("M") or ZERO_WIDTH_JOINER in (before, behind):
         return False
     return not (_in_word(text, place - 1) and _in_word(text, place)) or _is_wide(before) or _is_wide(behind)

@@ -51,6 +51,8 @@ def answer(text: str, of: str, name: str = "tiny", **options: object) -> tuple[t
 @settings(max_examples=150)
 @given(TEXTS, st.booleans(), st.none() | st.integers(1, 8), st.integers(0, 2**32))
 @example("a", False, None, 0)
+@example(" \ufe0f", True, None, 0)
+@example(" \u200d ", True, None, 0)
 @example("\r\n\r\n😀\r\n", True, 1, 1)
 def test_whatever_is_generated_stands_in_the_text_where_it_is_said_to(
     text: str, whole_words: bool, max_chars: int | None, seed: int
