@@ -94,7 +94,8 @@ class _CpuPass:
             (Span(row.first, row.stop - row.first, num_shared, table), row)
             for row, num_shared, table in zip(packed.rows, places.shared, places.tables, strict=True)
         ]
-        self._calls = [_call(spans, memory, head_dim) for spans in (prefixes, rows)]
+        self._prefix_call = _call(prefixes, memory, head_dim) if prefixes else None
+        self._row_call = _call(rows, memory, head_dim)
 
     def __call__(self, layer: int, projected: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         """Attend in one layer; see `FusedAttend`."""
@@ -104,12 +105,12 @@ class _CpuPass:
             if prefix not in self._fed:
                 for memory, held in zip(self._memory, prefix.layers[layer], strict=True):
                     memory[blocks[0] : blocks[-1] + 1] = held
-        for call, is_rows in zip(self._calls, (False, True), strict=True):
-            if is_rows and len(self._copies):
-                for memory in self._memory:
-                    memory.index_copy_(0, self._copies[:, 1], memory.index_select(0, self._copies[:, 0]))
-            if call is not None:
-                call.run(projected, mixed, keys, values, cos, sin)
+        if self._prefix_call is not None:
+            self._prefix_call.run(projected, mixed, keys, values, cos, sin)
+        if len(self._copies):
+            for memory in self._memory:
+                memory.index_copy_(0, self._copies[:, 1], memory.index_select(0, self._copies[:, 0]))
+        self._row_call.run(projected, mixed, keys, values, cos, sin)
         for fed in self._packed.fed:
             if fed.is_kept:
                 blocks = self._places.of_prefix[fed.prefix]
@@ -118,10 +119,8 @@ class _CpuPass:
         return mixed
 
 
-def _call(spans: Ordered[tuple[Span, RowSpan | None]], memory: Tensor, head_dim: int) -> CpuCall | None:
-    """Return the kernel's call for spans: prefixes, and rows with their trees. None where there are none."""
-    if not spans:
-        return None
+def _call(spans: Ordered[tuple[Span, RowSpan | None]], memory: Tensor, head_dim: int) -> CpuCall:
+    """Return the kernel's call for spans: prefixes, or rows with their trees."""
     runs: list[Ordered[int]] = []
     items: list[Ordered[int]] = []
     writes: list[Ordered[int]] = []

@@ -11,6 +11,7 @@ import torch
 from gptj_batch.engine.beam_offers import Offer
 from gptj_batch.engine.beams import Beams
 from gptj_batch.engine.config import EngineConfig
+from gptj_batch.engine.cpu_attention import padded_head_dim
 from gptj_batch.engine.kv_cache import bytes_per_token, free_bytes
 from gptj_batch.engine.limits import Limits
 from gptj_batch.engine.prepare import prepare_body, prepare_rows, prepare_runner
@@ -63,10 +64,13 @@ class Engine:
             raise ConfigError(f"device must be where the model is ({model.device}), got {config.device}")
         if not isinstance(model, GPTJForCausalLM):
             config = replace(config, num_blocks=1, kv_cache_bytes=None)  # which none is made of
+        use_kernels = config.kernels == "auto"
+        pads = use_kernels and model.device.type == "cpu"  # the kernels keep whole vectors of channels
+        head_dim = padded_head_dim(shape.head_dim) if pads else shape.head_dim
         self.bounds = config.resolve(
             device_type=model.device.type,
             free_bytes=free_bytes(model.device),
-            kv_bytes_per_token=bytes_per_token(shape.n_layer, shape.n_head, shape.head_dim, model.dtype),
+            kv_bytes_per_token=bytes_per_token(shape.n_layer, shape.n_head, head_dim, model.dtype),
             n_positions=shape.n_positions,
         )
         self.model = model
@@ -78,8 +82,8 @@ class Engine:
         self.runner: Runner | None = None
         self.facts: dict[str, str] = {}  # about the ways that were taken on this device
         if isinstance(model, GPTJForCausalLM):
-            self.runner, self.facts = prepare_runner(model, body, self.bounds, use_kernels=config.kernels == "auto")
-        attention = prepare_rows(model, use_kernels=config.kernels == "auto")
+            self.runner, self.facts = prepare_runner(model, body, self.bounds, use_kernels=use_kernels)
+        attention = prepare_rows(model, use_kernels=use_kernels)
         self.single_pass = SinglePass(model, body, attention, self.bounds.max_step_tokens)
         self.limits = Limits(
             vocab_size=shape.vocab_size,
@@ -161,12 +165,6 @@ class Engine:
             if uid in self._deliveries:
                 self._hand_out(uid, Failed(key=key, error="cancelled before it was finished"))
         return bool(sequences or rows)
-
-    def reset_prefix_cache(self) -> None:
-        """Forget what earlier requests computed, for measurements that are to begin cold; nothing may be unfinished."""
-        assert not self.has_unfinished, "requests are unfinished"
-        self.scheduler.forget()
-        self.single_pass.prefixes.clear()
 
     def step(self) -> list[AnyResult]:
         """Do one step's work and return the results that it finished.

@@ -145,11 +145,6 @@ class Scheduler:
         else:
             self._waiting.remove(group)
 
-    def forget(self) -> None:
-        """Forget what the blocks hold, so that no prompt begins with what earlier ones computed; nothing may run."""
-        assert not self.running, "running sequences own blocks"
-        self._tables = BlockTables(self.bounds)
-
     def fork(self, parent: Sequence, child: Sequence) -> None:
         """Let a new sequence go on from where `parent` is, and run in its group from now on.
 

@@ -59,12 +59,6 @@ class PrefixStore:
         """Return the memory that is held."""
         return sum(prefix.num_bytes for prefix in self)
 
-    def clear(self) -> None:
-        """Let go of all."""
-        for prefix in self:
-            prefix.layers.clear()
-        self._prefixes.clear()
-
     def can_hold(self, prefix: SharedPrefix) -> bool:
         """Say whether the prefix would fit if it were alone."""
         return len(prefix.key) // TOKEN_BYTES * self._bytes_per_token <= self.max_bytes

@@ -7,7 +7,7 @@ import torch
 from gptj_batch import Failed, Generated, Labelled, LabelRequest, Request, SamplingParams
 from gptj_batch.engine import Engine, EngineConfig
 from gptj_batch.errors import ConfigError
-from gptj_batch.model import GPTJForCausalLM
+from gptj_batch.model import GPTJConfig, GPTJForCausalLM
 from gptj_batch.results import AnyResult
 
 TIGHT = EngineConfig(max_step_tokens=9, max_running=4, num_blocks=9, block_size_tokens=4)
@@ -228,11 +228,10 @@ def test_a_device_that_the_model_is_not_on_is_refused(model: GPTJForCausalLM) ->
         Engine(model, EngineConfig(device="cuda"))
 
 
-def test_a_reset_engine_computes_a_prompt_anew(model: GPTJForCausalLM) -> None:
-    engine = Engine(model, EngineConfig(block_size_tokens=2))
-    request = Request(key="a", prompt_token_ids=[5, 6, 7, 8, 9], sampling=SamplingParams(max_new_tokens=1))
-    engine.run([request, request])
-    num_fed_tokens = engine.scheduler.num_fed_tokens
-    engine.reset_prefix_cache()
-    engine.run([request])
-    assert engine.scheduler.num_fed_tokens == num_fed_tokens + 5
+def test_the_cache_is_no_larger_than_asked_for_though_the_kernels_pad_channels() -> None:
+    small_heads = GPTJForCausalLM(
+        GPTJConfig(vocab_size=9, n_positions=64, n_embd=16, n_layer=1, n_head=2, rotary_dim=4)
+    )
+    for kernels, width in (("auto", 16), ("torch", 8)):
+        engine = Engine(small_heads, EngineConfig(kv_cache_bytes=100_000, kernels=kernels))
+        assert engine.bounds.num_blocks == 100_000 // (16 * 2 * 2 * width * 4)
