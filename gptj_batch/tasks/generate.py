@@ -59,7 +59,7 @@ class GenerateSettings(Settings):
     """Above 1, beam search: the likeliest continuation among so many kept at a time."""
     length_penalty: float = Field(default=1.0, ge=-MAX_LENGTH_PENALTY, le=MAX_LENGTH_PENALTY)
     """Beams compare by log-probability / number of tokens ** length_penalty: above 0, longer texts gain."""
-    early_stopping: bool | Literal["never"] = False
+    early_stopping: Literal[True, False, "never"] = False
     """Whether beam search ends with the num_beams-th finished beam; false ends it when none is likely to do better,
     never only when none could."""
     logprobs: bool = False

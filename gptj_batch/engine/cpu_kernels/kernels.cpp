@@ -12,6 +12,8 @@
 // the order of the sequence, an output over tokens in that order. So a token's result is the same, bit for bit, whether
 // it is computed alone or in a chunk, in whatever company, with its context computed now or found in the cache.
 //
+// A library has the functions of one type, GPTJ_ELEMENT: a first use should compile no more than it needs.
+//
 // Template parameters:
 //     E   what the cache holds: float, or uint16_t for bfloat16
 //     NQ  queries of one sequence that are computed together, at most QUERIES, and share each load
@@ -418,7 +420,7 @@ void run_layer(
 
 // What Python tells; `LayerArguments` in call.py is the same.
 struct LayerArguments {
-    int32_t is_bfloat16, num_writes, heads, channels, rotary, block_tokens, num_items, max_keys, threads;
+    int32_t num_writes, heads, channels, rotary, block_tokens, num_items, max_keys, threads;
     float scale;
     int64_t qkv_stride, out_stride;
     void *qkv, *out, *keys, *values;
@@ -527,6 +529,8 @@ void finish_row(
     }
 }
 
+using Element = GPTJ_ELEMENT;
+
 }  // namespace
 
 extern "C" {
@@ -535,46 +539,34 @@ extern "C" {
 void gptj_attend(const LayerArguments* a) {
     const int padded = (a->channels + LANES - 1) / LANES * LANES;
     const Shape shape{a->heads, a->channels, padded, a->rotary, a->block_tokens, a->scale};
-    if (a->is_bfloat16) attend_layer<uint16_t>(*a, shape);
-    else attend_layer<float>(*a, shape);
+    attend_layer<Element>(*a, shape);
 }
 
 // The highest of each row of (rows, count): its index, and whether the row is finite throughout.
 void gptj_best(
-    const void* scores, int32_t is_bfloat16, int64_t rows, int64_t count, int64_t* index, uint8_t* is_finite,
-    int32_t threads
+    const Element* scores, int64_t rows, int64_t count, int64_t* index, uint8_t* is_finite, int32_t threads
 ) {
 #pragma omp parallel for num_threads(threads) schedule(static)
-    for (int64_t row = 0; row < rows; row++) {
-        if (is_bfloat16) find_best((const uint16_t*)scores + row * count, count, index + row, is_finite + row);
-        else find_best((const float*)scores + row * count, count, index + row, is_finite + row);
-    }
+    for (int64_t row = 0; row < rows; row++) find_best(scores + row * count, count, index + row, is_finite + row);
 }
 
 // Each row of (rows, count) to 8 bits by itself, so that no row's numbers depend on another's.
 void gptj_quantize(
-    const void* from, int32_t is_bfloat16, int64_t rows, int64_t count, uint8_t* to, float* scales, int32_t threads
+    const Element* from, int64_t rows, int64_t count, uint8_t* to, float* scales, int32_t threads
 ) {
 #pragma omp parallel for num_threads(threads) schedule(static)
-    for (int64_t row = 0; row < rows; row++) {
-        if (is_bfloat16) quantize_row((const uint16_t*)from + row * count, count, to + row * count, scales + row);
-        else quantize_row((const float*)from + row * count, count, to + row * count, scales + row);
-    }
+    for (int64_t row = 0; row < rows; row++) quantize_row(from + row * count, count, to + row * count, scales + row);
 }
 
 // A product's rows: times their scale, plus bias, GELU if asked for, plus another term if there is one.
 void gptj_finish(
-    const float* from, const float* scales, const float* bias, const void* plus, int32_t with_gelu,
-    int32_t is_bfloat16, int64_t rows, int64_t count, void* to, int32_t threads
+    const float* from, const float* scales, const float* bias, const Element* plus, int32_t with_gelu, int64_t rows,
+    int64_t count, Element* to, int32_t threads
 ) {
 #pragma omp parallel for num_threads(threads) schedule(static)
     for (int64_t row = 0; row < rows; row++) {
         const int64_t at = row * count;
-        const auto finish = [&](const auto* term, auto* out) {
-            finish_row(from + at, count, scales[row], bias, term ? term + at : nullptr, with_gelu, out + at);
-        };
-        if (is_bfloat16) finish((const uint16_t*)plus, (uint16_t*)to);
-        else finish((const float*)plus, (float*)to);
+        finish_row(from + at, count, scales[row], bias, plus ? plus + at : nullptr, with_gelu, to + at);
     }
 }
 }
