@@ -29,7 +29,7 @@ def connected(address: str | None) -> Iterator[None]:
     A connection that is already there is used and kept. Raises ConfigError where there is no cluster at the address.
     """
     address = address or os.environ.get("RAY_ADDRESS") or "local"
-    _set_environment(address)
+    set_environment(address)
     import ray
     import ray.data
 
@@ -98,7 +98,8 @@ def _signals_kept() -> Iterator[None]:
             signal.signal(signal.SIGTERM, handler)
 
 
-def _set_environment(address: str) -> None:
+def set_environment(address: str) -> None:
+    """Set what Ray reads from the environment, where the user has not; before Ray is imported."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     # The driver's part of Ray prints what Ray Data does by design (actors with arguments in the store) as errors.

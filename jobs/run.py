@@ -24,7 +24,6 @@ from gptj_batch.errors import GPTJBatchError, OutputError
 from gptj_batch.records.progress import pending_units
 from gptj_batch.records.publish import is_complete, publish
 from gptj_batch.stages.resources import plan_replicas
-from gptj_batch.tasks.base import ERROR_COLUMN, FREE_TEXT_COLUMNS
 from jobs.cluster import connected, node_resources
 from jobs.failures import Stopped, as_ours, ending, stop_on_signals
 from pipelines.config import Job, load_job
@@ -50,7 +49,7 @@ def run_job(job: Job, address: str | None = None) -> int:
             # by this job's limit, which may be another one than that of the run that made it
             report = report.judged(run.job.errors)
             if not page_path(report).exists():  # the run that made it was cut off between its last two steps
-                _write_page(run, report)
+                write_page(report)
         else:
             try:
                 report = _execute(run, pending, address)
@@ -86,13 +85,8 @@ def _execute(run: Run, pending: NDArray[np.int32], address: str | None) -> Repor
         job.output.compression,
         run.plan.num_rows,
     )
-    _write_page(run, report)
+    write_page(report)
     return report
-
-
-def _write_page(run: Run, report: Report) -> None:
-    shown = [name for name in (*run.task.adds.names, ERROR_COLUMN) if name not in FREE_TEXT_COLUMNS]
-    write_page(report, [run.job.output.prefix + name for name in shown])
 
 
 def _run_units(run: Run, pending: NDArray[np.int32], progress: Progress) -> dict[str, Any]:

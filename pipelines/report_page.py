@@ -70,11 +70,11 @@ def page_path(report: Report) -> Path:
     return OutputFolder.at(report.output).private / "report.html"
 
 
-def write_page(report: Report, columns: list[str]) -> None:
-    """Write `report.html` about the published output; `columns` are those that the run added. Raises OutputError."""
+def write_page(report: Report) -> None:
+    """Write `report.html` about the published output. Raises OutputError."""
     folder = OutputFolder.at(report.output)
     page = Environment(autoescape=True, undefined=StrictUndefined).from_string(PAGE)
-    described = [facts for name in columns if (facts := _column_facts(folder, name)) is not None]
+    described = [facts for name in report.columns if (facts := _column_facts(folder, name)) is not None]
     text = page.render(report=asdict(report), facts=_run_facts(report), columns=described)
     with folder.whole_file(page_path(report)) as staged:
         staged.write_text(text, encoding="utf-8")

@@ -36,19 +36,19 @@ constexpr int QUERIES = 6;  // that share each load of a key or value: 6 x 4 sum
 typedef float Vec __attribute__((vector_size(64)));
 typedef int32_t IVec __attribute__((vector_size(64)));
 
-Vec load(const float* from) { Vec v; std::memcpy(&v, from, sizeof v); return v; }
-Vec widen(const float* from) { return load(from); }
-Vec widen(const uint16_t* from) {
+inline Vec load(const float* from) { Vec v; std::memcpy(&v, from, sizeof v); return v; }
+inline Vec widen(const float* from) { return load(from); }
+inline Vec widen(const uint16_t* from) {
     typedef uint16_t Half __attribute__((vector_size(32)));
     Half half; std::memcpy(&half, from, sizeof half);
     return (Vec)(__builtin_convertvector(half, IVec) << 16);
 }
-IVec load_pairs(const uint16_t* from) { IVec v; std::memcpy(&v, from, sizeof v); return v; }
-void store(float* to, Vec v) { std::memcpy(to, &v, sizeof v); }
-Vec splat(float x) { return x - Vec{}; }
+inline IVec load_pairs(const uint16_t* from) { IVec v; std::memcpy(&v, from, sizeof v); return v; }
+inline void store(float* to, Vec v) { std::memcpy(to, &v, sizeof v); }
+inline Vec splat(float x) { return x - Vec{}; }
 
-float to_float(uint16_t x) { uint32_t bits = uint32_t(x) << 16; float y; std::memcpy(&y, &bits, 4); return y; }
-float to_float(float x) { return x; }
+inline float to_float(uint16_t x) { uint32_t bits = uint32_t(x) << 16; float y; std::memcpy(&y, &bits, 4); return y; }
+inline float to_float(float x) { return x; }
 
 // Rounded to the nearest bfloat16, ties to even, as torch does; NaN stays NaN. The upper halves of the lanes hold it.
 inline IVec round_bits(Vec x) {
@@ -61,8 +61,8 @@ inline void store_rounded(uint16_t* to, Vec x) {
     std::memcpy(to, &half, sizeof half);
 }
 inline void store_rounded(float* to, Vec x) { store(to, x); }
-void assign(uint16_t& to, float x) { to = uint16_t(uint32_t(round_bits(splat(x))[0]) >> 16); }
-void assign(float& to, float x) { to = x; }
+inline void assign(uint16_t& to, float x) { to = uint16_t(uint32_t(round_bits(splat(x))[0]) >> 16); }
+inline void assign(float& to, float x) { to = x; }
 
 // acc + a[0] * b[0] + a[1] * b[1] in each lane: a is 16 pairs of bfloat16, b one pair.
 inline Vec dot_pairs(Vec acc, IVec a, int32_t b) {
@@ -97,12 +97,12 @@ inline Vec exp_vec(Vec x) {
     return tiny ? Vec{} : result;
 }
 
-float sum_lanes(Vec v) {
+inline float sum_lanes(Vec v) {
     float total = 0.0f;
     for (int i = 0; i < LANES; i++) total += v[i];
     return total;
 }
-float max_lanes(Vec v) {
+inline float max_lanes(Vec v) {
     float most = v[0];
     for (int i = 1; i < LANES; i++) most = v[i] > most ? v[i] : most;
     return most;
@@ -165,7 +165,7 @@ inline void ask_for(const char* tile, size_t offset) {
 
 // Scores of NQ queries against NT tiles.
 template <class E, int NQ, int NT>
-inline void score_tiles(
+void score_tiles(
     const E* const* query, const Tiles<E>& keys, int tile, float* scores, size_t stride, const Shape& s,
     const Stream<E>& stream
 ) {
@@ -202,7 +202,7 @@ inline void score_tiles(
 
 // Weighted values of NQ queries, NC vectors of channels from `channel` on.
 template <class E, int NQ, int NC>
-inline void mix_channels(
+void mix_channels(
     const E* const* weights, const Tiles<E>& values, int num_keys, int channel, float* out, size_t stride,
     const Shape& s, const Stream<E>& stream
 ) {

@@ -29,7 +29,7 @@ def page_of(make_job: MakeJob, tmp_path: Path) -> Callable[..., str]:
             no_errors = pa.nulls(table.num_rows, pa.string())
             pq.write_table(table.append_column(run.error_column, no_errors), folder.part(index, len(parts)))
         report = Report.of_units(run, Counts(), 1.0, 0.0, {"kind": "fake"})
-        write_page(Report(**{**vars(report), **facts}), list(parts[0]))
+        write_page(Report(**{**vars(report), "columns": list(parts[0]), **facts}))
         return (folder.private / "report.html").read_text(encoding="utf-8")
 
     return page
