@@ -65,7 +65,7 @@ def _rows(run: Run, found: Forecast) -> list[str]:
 def _memory(found: Forecast, dtype: str) -> list[str]:
     weights, a_token = found.sizes.weight_bytes(dtype), found.sizes.cache_bytes_per_token(dtype)
     lines = [
-        f"a replica: {found.sizes.parameters:,} parameters, {weights / GIB:,.2f} GiB in {dtype}; KV cache "
+        f"a replica: {found.sizes.parameters:,} parameters, {_size(weights)} in {dtype}; KV cache "
         f"{a_token / 1024:,.0f} KiB a token"
     ]
     longest = max((cost.longest for cost in found.costs), default=0)
@@ -81,6 +81,10 @@ def _memory(found: Forecast, dtype: str) -> list[str]:
         else:
             lines.append(f"  {memory} GiB (90 % used): {left / GIB:,.1f} GiB beside the weights")
     return lines
+
+
+def _size(number: float) -> str:
+    return f"{number / GIB:,.1f} GiB" if number >= GIB else f"{number / (1 << 20):,.1f} MiB"
 
 
 def _time(job: Job, pace: Pace, gpu_hours: float) -> list[str]:

@@ -35,7 +35,7 @@ def test_a_plan_says_what_comes_and_leaves_nothing_behind(
     assert "21 rows of 1 files" in said
     assert "g_generated_text" in said and "g_error" in said
     assert "refused: about 1 rows" in said
-    assert "GiB in float32" in said
+    assert "MiB in float32" in said
     assert "GPU-hours" in said and "assumed" in said
     assert SECRET not in said
     assert not (tmp_path / "out").exists()
