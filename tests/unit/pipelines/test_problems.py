@@ -84,15 +84,15 @@ def test_every_unknown_name_at_every_level_is_refused_under_its_full_name(block:
 @pytest.mark.parametrize(
     ("task", "message"),
     [
-        ("{prompt: x}", "4:1: task.kind: must be generate, classify or extract, it is missing"),
-        ("{prompt: x, top_k: 40}", "4:1: task.kind: must be generate, classify or extract, it is missing"),
+        ("{prompt: x}", "4:1: task.kind: must be generate, classify, extract, score or embed, it is missing"),
+        ("{prompt: x, top_k: 40}", "4:1: task.kind: must be generate, classify, extract, score or embed, it is missing"),
         (
             "{kind: clasify}",
-            "4:8: task.kind: must be generate, classify or extract, got 'clasify'; did you mean classify?",
+            "4:8: task.kind: must be generate, classify, extract, score or embed, got 'clasify'; did you mean classify?",
         ),
-        ("{kind: summarize}", "4:8: task.kind: must be generate, classify or extract, got 'summarize'"),
-        ("{kind: null}", "4:8: task.kind: must be generate, classify or extract, got None"),
-        ("{kind: [generate]}", "4:8: task.kind: must be generate, classify or extract, got ['generate']"),
+        ("{kind: summarize}", "4:8: task.kind: must be generate, classify, extract, score or embed, got 'summarize'"),
+        ("{kind: null}", "4:8: task.kind: must be generate, classify, extract, score or embed, got None"),
+        ("{kind: [generate]}", "4:8: task.kind: must be generate, classify, extract, score or embed, got ['generate']"),
         ("generate", "4:1: task: must hold settings, such as kind; got 'generate'"),
         ("[a]", "4:1: task: must hold settings, such as kind; got a list"),
         ("null", "4:1: task: must hold settings, such as kind; got None"),
