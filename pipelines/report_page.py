@@ -132,7 +132,7 @@ def _column_facts(folder: OutputFolder, name: str) -> ColumnFacts | None:
 
 
 def _lengths(vectors: pa.ChunkedArray) -> pa.ChunkedArray:
-    """Return the Euclidean length of every vector that is there."""
+    """Return the Euclidean length of every vector that is there; `flatten` leaves nulls out."""
     size = vectors.type.list_size
-    numbers = (chunk.drop_null().flatten().to_numpy().reshape(-1, size) for chunk in vectors.chunks)
+    numbers = (chunk.flatten().to_numpy().reshape(-1, size) for chunk in vectors.chunks)
     return pa.chunked_array([np.linalg.norm(of_chunk.astype(np.float64), axis=1) for of_chunk in numbers], pa.float64())
