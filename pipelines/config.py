@@ -26,7 +26,7 @@ LATER: dict[str, tuple[tuple[Any, ...], str]] = {
     "task.regex": ((None,), "it belongs to `generate`"),
     "task.json_schema": ((None,), "it belongs to `generate`"),
     "task.calibrate": ((None, "none"), "calibration is not in this version"),
-    "task.text": ((None,), "it belongs to `classify` with method head"),
+    "task.text": ((None,), "it belongs to `classify` with method head, to `score` and to `embed`"),
     "task.top_k": ((None, 0), "it belongs to `classify` with method head, to `extract` and to `generate`"),
     "task.multi_label_threshold": ((None,), "it belongs to `classify` with method head"),
     "task.prompt": ((None,), "it belongs to `generate` and to `classify` with method prompt"),
@@ -34,7 +34,7 @@ LATER: dict[str, tuple[tuple[Any, ...], str]] = {
     "task.likelihood": ((None, "sum"), "it belongs to `classify` with method prompt"),
     "output.partition_by": ((None, []), "partitioned output is not in this version"),
 }
-KINDS, LATER_KINDS = ("generate", "classify", "extract"), ("score", "embed")
+KINDS = ("generate", "classify", "extract", "score", "embed")
 METHODS = {"classify": ("prompt", "head"), "extract": ("head",)}
 
 
@@ -220,8 +220,6 @@ def _check_kind(file: JobFile) -> None:
     if not isinstance(task, dict):
         return
     kind, where = task.get("kind"), file.place(("task", "kind"))
-    if kind in LATER_KINDS:
-        raise ConfigError(f"{where}: task.kind: {kind} is not in this version; {_listed(KINDS, 'and')} are")
     if kind not in KINDS:
         near = get_close_matches(str(kind), KINDS, n=1)
         found = f"got {shorten(repr(kind))}" if "kind" in task else "it is missing"

@@ -143,13 +143,13 @@ def _check_columns(job: Job, task: Task, schema: pa.Schema) -> None:
 
 
 def _check_model(job: Job, task: Task, model: ModelFacts) -> None:
-    wanted = CLASS_NAMES[task.head]
-    if model.architectures and wanted not in model.architectures and job.backend.kind != "fake":
+    wanted = list(CLASS_NAMES.values()) if task.head == "none" else [CLASS_NAMES[task.head]]
+    if model.architectures and not {*wanted} & {*model.architectures} and job.backend.kind != "fake":
         method = getattr(job.task, "method", None)
         by_method = f" with method {method}" if method is not None else ""
         raise CheckpointError(
             f"model.path: {job.model.path} holds a {', '.join(model.architectures)}; task.kind {job.task.kind}"
-            f"{by_method} needs a {wanted}"
+            f"{by_method} needs a {' or a '.join(wanted)}"
         )
     tokenizer = Tokenizer.from_folder(model.folder)
     if tokenizer.vocab_size > model.vocab_size:

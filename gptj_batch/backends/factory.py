@@ -6,7 +6,8 @@ from gptj_batch.backends.base import Backend
 from gptj_batch.backends.fake import DEFAULT_NUM_LABELS, DEFAULT_VOCAB_SIZE, DEFAULT_WIDTH, FakeBackend
 from gptj_batch.engine.config import GIB, EngineConfig
 from gptj_batch.errors import CheckpointError, ConfigError
-from gptj_batch.model_folder import Head, label_names, read_config
+from gptj_batch.model_folder import DEFAULT_WIDTH as GPT_J_WIDTH
+from gptj_batch.model_folder import OTHER_NAMES, Head, label_names, read_config
 
 DTYPES = ("auto", "float16", "bfloat16", "float32", "int8")
 
@@ -57,7 +58,8 @@ def _sizes(model_path: str | Path) -> tuple[int, int, int]:
         num_labels = len(label_names(config, Path(model_path)))
     except CheckpointError:
         return DEFAULT_VOCAB_SIZE, DEFAULT_NUM_LABELS, DEFAULT_WIDTH
-    return _count(config.get("vocab_size"), DEFAULT_VOCAB_SIZE), num_labels, _count(config.get("n_embd"), DEFAULT_WIDTH)
+    width = config.get(OTHER_NAMES["n_embd"], config.get("n_embd"))
+    return _count(config.get("vocab_size"), DEFAULT_VOCAB_SIZE), num_labels, _count(width, GPT_J_WIDTH)
 
 
 def _count(value: object, default: int) -> int:

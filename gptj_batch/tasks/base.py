@@ -47,7 +47,7 @@ class RequestMaker(Protocol):
     """Turns one row's token ids into the engine's requests; made once per process, where the tokenizer is."""
 
     def requests(self, key: str, prompt_token_ids: Sequence[int], notes: Any = None) -> list[AnyRequest]:
-        """Return the row's requests, one or more.
+        """Return the row's requests; none where nothing needs to be asked.
 
         `key` names the row, and is what sampling draws from besides the seed.
         """
@@ -98,7 +98,7 @@ class Task(Protocol):
         ...
 
     def pack(self, results: Sequence[AnyResult]) -> Any:
-        """Return one row's results as a value of `raw_type`. No result is a `Failed`."""
+        """Return the results of a row's requests, in their order, as a value of `raw_type`. None is a `Failed`."""
         ...
 
     def columns(self, raw: Sequence[Any], notes: Sequence[Any], tokenizer: Tokenizer) -> list[pa.Array]:

@@ -8,10 +8,14 @@ from gptj_batch.model_folder import ModelFacts
 from gptj_batch.tasks.base import Task
 from gptj_batch.tasks.classify import ClassifySettings, ClassifyTask
 from gptj_batch.tasks.classify_head import ClassifyHeadSettings, ClassifyHeadTask
+from gptj_batch.tasks.embed import EmbedSettings, EmbedTask
 from gptj_batch.tasks.extract import ExtractSettings, ExtractTask
 from gptj_batch.tasks.generate import GenerateSettings, GenerateTask
+from gptj_batch.tasks.score import ScoreSettings, ScoreTask
 
-AnySettings = GenerateSettings | ClassifySettings | ClassifyHeadSettings | ExtractSettings
+AnySettings = (
+    GenerateSettings | ClassifySettings | ClassifyHeadSettings | ExtractSettings | ScoreSettings | EmbedSettings
+)
 BY_HEAD = "classify by head"
 
 
@@ -27,7 +31,9 @@ TaskSettings = Annotated[
     Annotated[GenerateSettings, Tag("generate")]
     | Annotated[ClassifySettings, Tag("classify")]
     | Annotated[ClassifyHeadSettings, Tag(BY_HEAD)]
-    | Annotated[ExtractSettings, Tag("extract")],
+    | Annotated[ExtractSettings, Tag("extract")]
+    | Annotated[ScoreSettings, Tag("score")]
+    | Annotated[EmbedSettings, Tag("embed")],
     Discriminator(_tag),
 ]
 
@@ -35,7 +41,8 @@ TaskSettings = Annotated[
 def make_task(settings: AnySettings, model: ModelFacts) -> Task:
     """Return the task that the settings describe, for a model.
 
-    Raises ConfigError for a template that cannot be used, CheckpointError for a model that cannot.
+    Raises ConfigError for a template that cannot be used, or a setting that the model rules out; CheckpointError for a
+    model that cannot be used.
     """
     if isinstance(settings, GenerateSettings):
         return GenerateTask(settings)
@@ -43,4 +50,8 @@ def make_task(settings: AnySettings, model: ModelFacts) -> Task:
         return ClassifyTask(settings)
     if isinstance(settings, ClassifyHeadSettings):
         return ClassifyHeadTask(settings, model.labels, model.problem_type)
+    if isinstance(settings, ScoreSettings):
+        return ScoreTask(settings)
+    if isinstance(settings, EmbedSettings):
+        return EmbedTask(settings, model.n_embd, model.n_layer)
     return ExtractTask(settings)

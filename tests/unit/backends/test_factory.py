@@ -17,9 +17,10 @@ def test_the_fake_speaks_the_models_vocabulary(tmp_path: Path) -> None:
 
 
 def test_the_fake_has_the_models_width(tmp_path: Path) -> None:
-    (tmp_path / "config.json").write_text(json.dumps({"n_embd": 12}))
-    (result,) = make_backend("fake", model_path=tmp_path).run([EmbedRequest(key="a", prompt_token_ids=[1])])
-    assert isinstance(result, Embedded) and len(result.vector) == 12
+    for settings, width in (({"n_embd": 12}, 12), ({"hidden_size": 8}, 8), ({}, 4096)):
+        (tmp_path / "config.json").write_text(json.dumps(settings))
+        (result,) = make_backend("fake", model_path=tmp_path).run([EmbedRequest(key="a", prompt_token_ids=[1])])
+        assert isinstance(result, Embedded) and len(result.vector) == width
 
 
 @pytest.mark.parametrize("content", [None, "no json", "[]", '{"vocab_size": "x"}', "{}"])

@@ -160,8 +160,6 @@ def test_whatever_texts_a_job_holds_it_is_resolved_to_the_same(
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("task.kind=score", "task.kind: score is not in this version; generate, classify and extract are"),
-        ("task.kind=embed", "task.kind: embed is not in this version"),
         ("output.partition_by=[label]", "output.partition_by: partitioned output is not in this version"),
         ("output.format=jsonl", "output.format: jsonl output is not in this version; parquet is"),
     ],
@@ -194,7 +192,7 @@ def test_how_text_is_generated_survives_being_written_and_read(override: str, na
     [
         ("task.calibrate=content_free", "calibration is not in this version"),
         ("task.top_k=3", "it belongs to `classify` with method head"),
-        ("task.text={{ text }}", "it belongs to `classify` with method head"),
+        ("task.text={{ text }}", "it belongs to `classify` with method head, to `score` and to `embed`"),
         ("task.multi_label_threshold=0.5", "it belongs to `classify` with method head"),
         ("task.choices=[a, b]", "it belongs to `generate`; `classify` has labels"),
         ("task.regex=a+", "it belongs to `generate`"),
@@ -243,8 +241,34 @@ def test_what_extract_does_not_take_says_so(override: str, message: str) -> None
     assert message in refusal(EXTRACT, override)
 
 
+SCORE = 'name: x\ninput: {path: a}\ntask: {kind: score, text: "{{ a }}", context: "{{ q }}"}\noutput: {path: out}\n'
+EMBED = 'name: x\ninput: {path: a}\ntask: {kind: embed, text: "{{ a }}", layer: -2}\noutput: {path: out}\n'
+
+
+@pytest.mark.parametrize(
+    ("text", "override", "message"),
+    [
+        (SCORE, "task.kind=scores", "must be generate, classify, extract, score or embed, got 'scores'; did you mean"),
+        (SCORE, "task.stride=5", "task.stride: no such setting; did you mean task.stride_tokens?"),
+        (SCORE, "task.stride_tokens=0", "must be greater than or equal to 1, got 0"),
+        (SCORE, "task.truncate=right", "task.truncate: must be 'left' or 'error', got 'right'"),
+        (SCORE, "task.context=[q]", "task.context: must be a text, got a list"),
+        (SCORE, "task.prompt=x", "it belongs to `generate` and to `classify` with method prompt"),
+        (SCORE, "task.pooling=mean", "task.pooling: no such setting; there are kind, text, context, stride_tokens"),
+        (EMBED, "task.pooling=max", "task.pooling: must be 'mean' or 'last', got 'max'"),
+        (EMBED, "task.pool=last", "task.pool: no such setting; did you mean task.pooling?"),
+        (EMBED, "task.layer=0.5", "task.layer: must be a whole number, got 0.5"),
+        (EMBED, "task.normalize=1", "task.normalize: must be true or false, got 1"),
+        (EMBED, "task.text=''", "task.text: must not be empty"),
+        (EMBED, "task.top_k=3", "it belongs to `classify` with method head, to `extract` and to `generate`"),
+    ],
+)
+def test_what_score_and_embed_do_not_take_says_so(text: str, override: str, message: str) -> None:
+    assert message in refusal(text, override)
+
+
 def test_jobs_with_a_head_survive_being_written_and_read() -> None:
-    for text in (HEAD, EXTRACT):
+    for text in (HEAD, EXTRACT, SCORE, EMBED):
         job = job_of(text)
         assert job_of(job.to_yaml()) == job
 

@@ -240,6 +240,44 @@ def test_the_columns_of_a_classifier_are_those_of_its_checkpoint(make_job: MakeJ
         prepare(job)
 
 
+SCORE, EMBED = ({"kind": kind, "text": "{{ text }}"} for kind in ("score", "embed"))
+
+
+@pytest.mark.parametrize(
+    "architecture", ["GPTJModel", "GPTJForCausalLM", "GPTJForSequenceClassification", "GPTJForQuestionAnswering"]
+)
+def test_any_gptj_gives_embeddings_as_wide_as_itself(make_job: MakeJob, own_model: Path, architecture: str) -> None:
+    change_config(own_model, architectures=[architecture], n_embd=24)
+    run = prepare(make_job(task=EMBED, model={"path": str(own_model)}, backend={"kind": "native"}))
+    assert run.task.adds.field("embedding").type == pa.list_(pa.float32(), 24)
+
+
+def test_other_classes_give_neither_embeddings_nor_scores(make_job: MakeJob, own_model: Path) -> None:
+    change_config(own_model, architectures=["GPTJForTokenClassification"])
+    native = {"model": {"path": str(own_model)}, "backend": {"kind": "native"}}
+    with pytest.raises(CheckpointError, match=r"task\.kind embed needs a GPTJForCausalLM or .* or a GPTJModel"):
+        prepare(make_job(task=EMBED, **native))
+    change_config(own_model, architectures=["GPTJModel"])
+    with pytest.raises(CheckpointError, match=r"holds a GPTJModel; task\.kind score needs a GPTJForCausalLM"):
+        prepare(make_job(task=SCORE, **native))
+
+
+@pytest.mark.parametrize(
+    ("task", "message"),
+    [
+        ({**EMBED, "layer": 3}, r"task\.layer: must lie between -3 and 2, .* got 3"),
+        ({**EMBED, "text": "{{ txt }}"}, r'task\.text: the input has no column "txt"'),
+        ({**SCORE, "stride_tokens": 64}, r"task\.stride_tokens: must be below 64, .* got 64"),
+        ({**SCORE, "context": "{{ txt }}"}, r'task\.context: the input has no column "txt"'),
+    ],
+)
+def test_what_the_model_or_the_input_rules_out_is_found_before_the_run(
+    make_job: MakeJob, task: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ConfigError, match=message):
+        prepare(make_job(task=task))
+
+
 def test_a_question_must_leave_room_in_the_context(make_job: MakeJob) -> None:
     with pytest.raises(ConfigError, match=r"task\.max_question_tokens: 64 leave no room.*context of 64"):
         prepare(make_job(task={**EXTRACT, "max_question_tokens": 64}))

@@ -21,7 +21,19 @@ from gptj_batch.stages.columns import (
 )
 from gptj_batch.stages.infer import InferStage
 from gptj_batch.tasks.base import Task
-from stages.tables import GOOD, classify, classify_head, extract, generate, infer, records, replica, tokenized
+from stages.tables import (
+    GOOD,
+    classify,
+    classify_head,
+    embed,
+    extract,
+    generate,
+    infer,
+    records,
+    replica,
+    score,
+    tokenized,
+)
 
 TASKS = {
     "generate": generate(),
@@ -29,6 +41,8 @@ TASKS = {
     "classify": classify(),
     "classify by head": classify_head(),
     "extract": extract(),
+    "score": score(),
+    "embed": embed(),
 }
 
 
@@ -89,6 +103,13 @@ def test_one_failed_window_fails_its_row(tmp_path: Path, model_folder: Path) -> 
     table = tokenized(tmp_path, task, records(["x" * 100, "b"]), model_folder)
     after = infer(task, model_folder, "rows.parquet:0#1")(table)
     assert column(after, ERROR) == ["no luck with rows.parquet:0#1", None]
+
+
+def test_a_text_with_nothing_to_ask_is_done_without_a_request(tmp_path: Path, model_folder: Path) -> None:
+    task = score(text="{{ text }}", context=None)
+    after = infer(task, model_folder)(tokenized(tmp_path, task, records(["x", "xyz", "x"]), model_folder))
+    assert [raw["num_scored_tokens"] for raw in column(after, RAW)] == [0, 2, 0]
+    assert column(after, NUM_PROMPT_TOKENS) == [0, 3, 0] and column(after, ERROR) == [None] * 3
 
 
 def test_a_failed_classification_is_an_error_too(tmp_path: Path, model_folder: Path) -> None:
