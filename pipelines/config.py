@@ -25,7 +25,7 @@ LATER: dict[str, tuple[tuple[Any, ...], str]] = {
     "task.choices": ((None,), "it belongs to `generate`; `classify` has labels"),
     "task.regex": ((None,), "it belongs to `generate`"),
     "task.json_schema": ((None,), "it belongs to `generate`"),
-    "task.calibrate": ((None, "none"), "calibration is not in this version"),
+    "task.calibrate": ((None, "none"), "it belongs to `classify` with method prompt"),
     "task.text": ((None,), "it belongs to `classify` with method head, to `score` and to `embed`"),
     "task.top_k": ((None, 0), "it belongs to `classify` with method head, to `extract` and to `generate`"),
     "task.multi_label_threshold": ((None,), "it belongs to `classify` with method head"),

@@ -58,6 +58,7 @@ class Report:
     backend: dict[str, Any]
     versions: dict[str, str]
     columns: list[str]
+    duplicates_this_run: int = 0
 
     @classmethod
     def of_units(cls, run: Run, counts: Counts, seconds: float, started: float, backend: dict[str, Any]) -> "Report":
@@ -78,6 +79,7 @@ class Report:
             errors=dict(commonest),
             skipped_files=skipped,
             truncated_this_run=counts.truncated,
+            duplicates_this_run=counts.duplicates,
             rows_this_run=counts.rows,
             prompt_tokens_this_run=counts.prompt_tokens,
             generated_tokens_this_run=counts.generated_tokens,
@@ -126,6 +128,10 @@ class Report:
             )
         if self.truncated_this_run:
             lines.append(f"{self.truncated_this_run:,} prompts were cut to fit the context (task.truncate)")
+        if self.duplicates_this_run:
+            lines.append(
+                f"{self.duplicates_this_run:,} duplicates were computed once, with another row (task.deduplicate)"
+            )
         most = sorted(self.errors.items(), key=lambda item: -item[1])[:5]
         lines += [f"  {count:,} x {reason}" for reason, count in most]
         lines += [f"skipped, could not be read: {path}" for path in self.skipped_files]

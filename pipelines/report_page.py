@@ -90,6 +90,7 @@ def _run_facts(report: Report) -> list[tuple[str, Any]]:
         ("tokens", f"{report.prompt_tokens_this_run:,} of prompts, {report.generated_tokens_this_run:,} generated"),
         ("throughput", f"{report.tokens_per_s:,.0f} tokens/s, start-up included"),
         ("prompts cut", f"{report.truncated_this_run:,}"),
+        ("duplicates", f"{report.duplicates_this_run:,} computed with another row"),
         ("model", f"{report.model} ({report.model_identity[:12]})"),
         ("backend", ", ".join(f"{name} {value}" for name, value in report.backend.items()) or "no unit was left to do"),
         ("versions", ", ".join(f"{name} {version}" for name, version in report.versions.items())),

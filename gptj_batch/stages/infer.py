@@ -8,11 +8,13 @@ import pyarrow as pa
 from gptj_batch.backends.base import Backend
 from gptj_batch.backends.factory import make_backend
 from gptj_batch.model_folder import Head, resolve_folder
+from gptj_batch.prompts.tokenizer import Tokenizer
 from gptj_batch.requests import AnyRequest
 from gptj_batch.results import AnyResult, Failed, Generated
 from gptj_batch.stages.columns import (
     BACKEND_FACTS,
     ERROR,
+    IS_DUPLICATE,
     KEY,
     NOTES,
     NUM_GENERATED_TOKENS,
@@ -22,8 +24,9 @@ from gptj_batch.stages.columns import (
     strings,
     with_column,
 )
+from gptj_batch.stages.duplicates import Answer, Duplicates
 from gptj_batch.stages.tokenize import load_tokenizer
-from gptj_batch.tasks.base import Task
+from gptj_batch.tasks.base import Calibrated, Deduplicated, Task
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,26 +49,36 @@ class InferStage:
     """Hold one replica of the model and run tables through it; several calls at once share its engine."""
 
     def __init__(self, task: Task, replica: ReplicaSettings) -> None:
-        self._task = task
-        self._requests = task.request_maker(load_tokenizer(replica.model_path, replica.revision))
+        tokenizer = load_tokenizer(replica.model_path, replica.revision)
+        self._requests = task.request_maker(tokenizer)
         self._backend = _start(replica, task.head)
+        self._task = calibrated(task, tokenizer, self._backend)
+        self._duplicates = Duplicates() if isinstance(task, Deduplicated) and task.deduplicate else None
         self._facts = json.dumps(self._backend.describe()).encode()
 
     def __call__(self, table: pa.Table) -> pa.Table:
         """Replace the token ids by each row's packed results; rows that have an error are left alone."""
         rows, requests = self._rows_and_requests(table)
-        results = iter(self._backend.run(requests))
-        per_row = {row: [next(results) for _ in range(count)] for row, count in rows}
+        answers = iter(self._answers(requests))
+        of_rows = {row: [next(answers) for _ in range(count)] for row, count in rows}
+        per_row = {row: [one.result for one in of_row] for row, of_row in of_rows.items()}
+        copied = [row in of_rows and all(one.is_shared for one in of_rows[row]) for row in range(table.num_rows)]
         errors = strings(table, ERROR)
         packed = [self._pack(per_row.get(row)) for row in range(table.num_rows)]
         table = table.drop_columns([PROMPT_TOKEN_IDS, ERROR])
         table = with_column(table, RAW, pa.array([raw for raw, _ in packed], type=self._task.raw_type))
         for name, count in ((NUM_PROMPT_TOKENS, _num_prompt), (NUM_GENERATED_TOKENS, _num_generated)):
-            counts = [count(per_row.get(row, [])) for row in range(table.num_rows)]
+            counts = [0 if copied[row] else count(per_row.get(row, [])) for row in range(table.num_rows)]
             table = with_column(table, name, pa.array(counts, type=pa.int32()))
+        table = with_column(table, IS_DUPLICATE, pa.array(copied, type=pa.bool_()))
         merged = [old if old is not None else new for old, (_, new) in zip(errors, packed, strict=True)]
         table = with_column(table, ERROR, pa.array(merged, type=pa.string()))
         return table.replace_schema_metadata({**(table.schema.metadata or {}), BACKEND_FACTS: self._facts})
+
+    def _answers(self, requests: list[AnyRequest]) -> list[Answer]:
+        if self._duplicates is not None:
+            return self._duplicates.run(requests, self._backend.run)
+        return [Answer(result, False) for result in self._backend.run(requests)]
 
     def _rows_and_requests(self, table: pa.Table) -> tuple[list[tuple[int, int]], list[AnyRequest]]:
         """Return which rows have requests, and how many; and all requests in the order of the rows."""
@@ -86,6 +99,17 @@ class InferStage:
             return None, None
         failed = next((result for result in results if isinstance(result, Failed)), None)
         return (None, failed.error) if failed is not None else (self._task.pack(results), None)
+
+
+def calibrated(task: Task, tokenizer: Tokenizer, backend: Backend) -> Task:
+    """Return the task, having asked the model once, by itself, what it wants to know before the first row.
+
+    Raises BackendError where the model could not say.
+    """
+    requests = task.baseline_requests(tokenizer) if isinstance(task, Calibrated) else []
+    if not (isinstance(task, Calibrated) and requests):
+        return task
+    return task.with_baseline(backend.run(requests), tokenizer)
 
 
 def _start(replica: ReplicaSettings, head: Head) -> Backend:

@@ -12,6 +12,7 @@ from gptj_batch.records.read import UnitPlan
 from gptj_batch.records.write import write_unit
 from gptj_batch.stages.columns import (
     BACKEND_FACTS,
+    IS_DUPLICATE,
     NUM_DROPPED_TOKENS,
     NUM_GENERATED_TOKENS,
     NUM_PROMPT_TOKENS,
@@ -25,6 +26,7 @@ COUNTS = pa.schema(
         ("rows", pa.int64()),
         ("failed", pa.int64()),
         ("truncated", pa.int64()),
+        ("duplicates", pa.int64()),
         ("prompt_tokens", pa.int64()),
         ("generated_tokens", pa.int64()),
         ("backend", pa.string()),
@@ -63,6 +65,7 @@ class WriteStage:
             "rows": table.num_rows,
             "failed": table.num_rows - table.column(self._error_column).null_count,
             "truncated": int(pc.sum(pc.greater(table.column(NUM_DROPPED_TOKENS), 0)).as_py() or 0),
+            "duplicates": int(pc.sum(table.column(IS_DUPLICATE)).as_py() or 0),
             "prompt_tokens": int(pc.sum(table.column(NUM_PROMPT_TOKENS)).as_py() or 0),
             "generated_tokens": int(pc.sum(table.column(NUM_GENERATED_TOKENS)).as_py() or 0),
             "backend": backend,

@@ -2,7 +2,7 @@
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import pyarrow as pa
 from pydantic import BaseModel, ConfigDict
@@ -106,6 +106,29 @@ class Task(Protocol):
 
         None for a failed row's raw value gives nulls.
         """
+        ...
+
+
+@runtime_checkable
+class Calibrated(Protocol):
+    """A task that wants to know something of the model before the first row."""
+
+    def baseline_requests(self, tokenizer: Tokenizer) -> list[AnyRequest]:
+        """Return what the model is asked once, by itself; nothing where the settings do not want it."""
+        ...
+
+    def with_baseline(self, results: Sequence[AnyResult], tokenizer: Tokenizer) -> Task:
+        """Return the task that knows the results of these requests. Raises BackendError where one of them failed."""
+        ...
+
+
+@runtime_checkable
+class Deduplicated(Protocol):
+    """A task that may want equal requests of several rows to be computed once."""
+
+    @property
+    def deduplicate(self) -> bool:
+        """Say whether it wants that."""
         ...
 
 

@@ -177,6 +177,8 @@ def test_what_is_not_in_this_version_says_so(override: str, message: str) -> Non
         ("task.early_stopping=never", "early_stopping", "never"),
         ("task.choices=[a, b]", "choices", ("a", "b")),
         ("task.regex='[a-z]+'", "regex", "[a-z]+"),
+        ("task.settings_column=options", "settings_column", "options"),
+        ("task.deduplicate=true", "deduplicate", True),
         ("task.json_schema={type: object, required: [a]}", "json_schema", {"type": "object", "required": ["a"]}),
         ("""task.json_schema='{"type": "object"}'""", "json_schema", '{"type": "object"}'),
     ],
@@ -190,13 +192,16 @@ def test_how_text_is_generated_survives_being_written_and_read(override: str, na
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("task.calibrate=content_free", "calibration is not in this version"),
         ("task.top_k=3", "it belongs to `classify` with method head"),
         ("task.text={{ text }}", "it belongs to `classify` with method head, to `score` and to `embed`"),
         ("task.multi_label_threshold=0.5", "it belongs to `classify` with method head"),
         ("task.choices=[a, b]", "it belongs to `generate`; `classify` has labels"),
         ("task.regex=a+", "it belongs to `generate`"),
         ("task.num_beams=4", "it belongs to `generate`"),
+        ("task.calibrate=context_free", "task.calibrate: must be 'none' or 'content_free', got 'context_free'"),
+        ("task.abstain_below=2", "task.abstain_below: must be less than or equal to 1, got 2"),
+        ("task.abstain_bellow=0.5", "task.abstain_bellow: no such setting; did you mean task.abstain_below?"),
+        ("task.deduplicate=1", "task.deduplicate: must be true or false, got 1"),
     ],
 )
 def test_what_classify_by_prompt_does_not_have_says_so(override: str, message: str) -> None:
@@ -214,6 +219,7 @@ HEAD = SHORT.replace("method: prompt, prompt:", "method: head, text:").replace(
         ("task.labels=[a, b]", "it belongs to `classify` with method prompt; a trained head brings its own labels"),
         ("task.prompt=x", "it belongs to `generate` and to `classify` with method prompt"),
         ("task.likelihood=mean", "it belongs to `classify` with method prompt"),
+        ("task.calibrate=content_free", "it belongs to `classify` with method prompt"),
         ("task.multi_label_threshhold=0.1", "no such setting; did you mean task.multi_label_threshold?"),
         ("task.multi_label_threshold=2", "must be less than or equal to 1, got 2"),
         ("task.top_k=0", "must be greater than or equal to 1, got 0"),
@@ -282,7 +288,7 @@ def test_all_of_it_is_said_at_once() -> None:
 def test_what_asks_for_nothing_is_let_through_and_is_no_setting(setting: str) -> None:
     block, name = setting.split(".")
     for value in LATER[setting][0]:
-        values = parse_job(EXTRACT if name in ("prompt", "labels", "likelihood") else SHORT, "job.yaml")
+        values = parse_job(EXTRACT if name in ("prompt", "labels", "likelihood", "calibrate") else SHORT, "job.yaml")
         values.values.setdefault(block, {})[name] = value
         assert name not in check_job(values).model_dump().get(block, {})
 
