@@ -2,8 +2,9 @@ import pyarrow as pa
 import pytest
 
 from gptj_batch.errors import InputError
-from gptj_batch.records.footers import BadFile, InputFile, agreed_schema, inspect_files
+from gptj_batch.records.footers import BadFile, InputFile, inspect_files
 from gptj_batch.records.locate import find_files
+from gptj_batch.records.merge import merge_schemas
 
 from .tables import every_type, numbered, write_arrow, write_parquet
 
@@ -87,24 +88,24 @@ def test_an_extension_that_nobody_knows_is_kept_with_its_name(tmp_path):
 
 def test_the_order_of_columns_and_their_metadata_may_differ():
     first, second = with_schema("a", id=pa.int64(), text=pa.string()), with_schema("b", text=pa.string(), id=pa.int64())
-    assert agreed_schema([first, second]).equals(first.schema, check_metadata=True)
+    assert merge_schemas([first, second]).equals(first.schema, check_metadata=True)
 
 
 def test_a_column_is_nullable_where_any_file_says_so():
     strict = InputFile("/a", "parquet", 1, 1, 0, pa.schema([pa.field("id", pa.int64(), nullable=False)]))
-    assert agreed_schema([strict, strict]).field("id").nullable is False
-    assert agreed_schema([strict, with_schema("b", id=pa.int64())]).field("id").nullable is True
+    assert merge_schemas([strict, strict]).field("id").nullable is False
+    assert merge_schemas([strict, with_schema("b", id=pa.int64())]).field("id").nullable is True
 
 
 def test_two_types_of_one_column_are_named_with_both_files():
     files = [with_schema("a", id=pa.int64()), with_schema("b", id=pa.int64()), with_schema("c", id=pa.string())]
     with pytest.raises(InputError, match=r'"id": it is int64 in /data/a\.parquet and string in /data/c\.parquet'):
-        agreed_schema(files)
+        merge_schemas(files)
 
 
 def test_a_missing_or_extra_column_is_named_with_both_files():
     few, many = with_schema("a", id=pa.int64()), with_schema("b", id=pa.int64(), text=pa.string())
     with pytest.raises(InputError, match=r'"text": it is missing in /data/a\.parquet and string in /data/b\.parquet'):
-        agreed_schema([few, many])
+        merge_schemas([few, many])
     with pytest.raises(InputError, match=r'"text": it is string in /data/b\.parquet and missing in /data/a\.parquet'):
-        agreed_schema([many, few])
+        merge_schemas([many, few])
