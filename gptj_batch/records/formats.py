@@ -56,6 +56,11 @@ def with_formats(files: Sequence[FoundFile], file_format: str) -> list[tuple[Fou
     return known
 
 
+def format_of(path: str) -> FileFormat | None:
+    """Return the format that a name's ending says."""
+    return _ENDINGS.get(_suffixes(path)[0])
+
+
 def _by_ending(file: FoundFile) -> FileFormat | None:
     """Return the format that a name's ending says; None for other files of a folder, such as a README."""
     ending, compressed = _suffixes(file.path)

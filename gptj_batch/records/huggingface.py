@@ -9,6 +9,7 @@ from typing import Any
 from pyarrow import fs
 
 from gptj_batch.errors import ConfigError, InputError, shorten
+from gptj_batch.records.formats import format_of
 from gptj_batch.records.locate import Place, locate
 
 _CACHED_BY_MAP = re.compile(r"(cache-|tmp).*\.arrow")
@@ -42,7 +43,7 @@ def _expanded(path: str, is_dataset: bool, subset: str | None, split: str | None
         return _saved(place)
     if {"state.json", "dataset_info.json"} <= names:
         return _saved(place)
-    if (cached := _cached(names)) and ("dataset_info.json" in names or is_dataset):
+    if (cached := _cached(names)) and (is_dataset or _is_cache(names)):
         return [place.public(f"{place.path}/{name}") for name in _of_split(path, place, names, cached, split)]
     if is_dataset:
         return _loaded(path, subset, split)
@@ -75,6 +76,11 @@ def _saved(place: Place) -> list[str]:
 
 def _cached(names: set[str]) -> list[str]:
     return sorted(name for name in names if name.endswith(".arrow") and not _CACHED_BY_MAP.fullmatch(name))
+
+
+def _is_cache(names: set[str]) -> bool:
+    others = [name for name in names if format_of(name) not in (None, "arrow") and not name.endswith(".json")]
+    return "dataset_info.json" in names and not others
 
 
 def _of_split(path: str, place: Place, names: set[str], files: list[str], split: str | None) -> list[str]:
@@ -115,5 +121,6 @@ def _not_loaded(name: str, error: Exception) -> InputError:
     reason = shorten(" ".join(str(error).split()), 300)
     return InputError(
         f'input.path: the dataset "{name}" cannot be loaded: {type(error).__name__}: {reason}. Check its name and '
-        "input.subset. Where the hub cannot be reached, load it elsewhere, save it with save_to_disk, and give that folder"
+        "input.subset. Where the hub cannot be reached, load it elsewhere, save it with save_to_disk, and give "
+        "that folder"
     )

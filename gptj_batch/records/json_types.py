@@ -42,8 +42,10 @@ class Kinds:
     def see(self, values: Sequence[Any], where: Where) -> None:
         """Take note of values. Raises BadTextError where they and those before have no type in common."""
         kinds = set(map(type, values)) - {type(None)}
-        for kind in kinds - self._lines.keys():
-            self._lines[kind] = where(next(i for i, value in enumerate(values) if type(value) is kind))
+        new = kinds - self._lines.keys()
+        first = {kind: next(i for i, value in enumerate(values) if type(value) is kind) for kind in new}
+        for kind in sorted(new, key=first.__getitem__):
+            self._lines[kind] = where(first[kind])
         self._check_kinds()
         if int in kinds:
             self._see_numbers(values, where)

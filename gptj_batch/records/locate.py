@@ -101,8 +101,8 @@ def find_files(paths: str | Sequence[str]) -> list[FoundFile]:
         if not matches:
             raise InputError(
                 f'input.path: nothing matches "{path}" (looked for {place.public(place.path)}; names that begin '
-                'with "_" or "." are left out). Check the path, and that every machine sees it; a dataset\'s name needs '
-                "input.format=huggingface"
+                'with "_" or "." are left out). Check the path, and that every machine sees it; the name '
+                "of a dataset needs input.format=huggingface"
             )
         for file in matches:
             found.setdefault(file.path, file)

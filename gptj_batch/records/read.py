@@ -51,6 +51,10 @@ def list_files(
     if bad and (on_bad_file == "fail" or not good):
         raise InputError(_bad_files(bad, len(answers)))
     schema = merge_schemas(good)
+    if not schema.names:
+        raise InputError(
+            f"input.path: {good[0].path} and all other files have no columns; check that they are the input"
+        )
     return InputFiles(tuple(replace(file, schema=schema) for file in good), bad, schema)
 
 
