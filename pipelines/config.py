@@ -42,9 +42,13 @@ class InputSettings(Settings):
     """What is read."""
 
     path: str | tuple[str, ...]
-    """A file, a folder, a glob, or a list of them; local, s3:// or gs://."""
+    """A file, a folder, a glob, or a list of them; local, s3://, gs:// or hf://; or a dataset's name."""
     format: Literal["auto", "parquet", "arrow", "jsonl", "csv", "huggingface"] = "auto"
-    """`auto` goes by the ending."""
+    """`auto` goes by the ending; `huggingface` is a dataset's name, or a folder of one."""
+    subset: str | None = None
+    """Of a dataset that has several, which (`name` of `datasets.load_dataset`)."""
+    split: str | None = None
+    """Of a dataset that has several, which: `train`, for example."""
     columns: tuple[str, ...] | None = None
     """Read and keep only these; null keeps all."""
     key: str | None = None

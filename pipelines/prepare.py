@@ -68,7 +68,8 @@ class Run:
     def fingerprint(self) -> dict[str, Any]:
         """Return everything that decides the output; a rerun may only go on where all of it is the same."""
         files = {
-            file.path: f"{file.num_rows} rows, {file.size_bytes} bytes, {file.mtime_ns}" for file in self.inputs.files
+            file.path: f"{file.num_rows} rows, {file.size_bytes} bytes, {file.version or file.mtime_ns}"
+            for file in self.inputs.files
         }
         return {
             "gptj_batch": gptj_batch.__version__,
@@ -95,7 +96,8 @@ def prepare(job: Job) -> Run:
         raise ConfigError("backend.kind: vllm is not in this version; use native, or auto")
     paths = [job.input.path] if isinstance(job.input.path, str) else list(job.input.path)
     _check_apart(paths, job.output.path)
-    inputs = list_files(paths, job.input.format, job.errors.bad_files)
+    source = job.input
+    inputs = list_files(paths, source.format, job.errors.bad_files, subset=source.subset, split=source.split)
     model = read_facts(job.model.path, job.model.revision, job.task.head)
     task = make_task(job.task, model)
     _check_columns(job, task, inputs.schema)
