@@ -60,6 +60,9 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("--limit", type=int, metavar="N", help="only the first N rows (input.limit)")
     run.add_argument("--address", help="a Ray cluster; without it and RAY_ADDRESS a local one is started")
 
+    run.add_argument("--deadline", metavar="2h30m", help="stop then, a time span or an ISO time; a rerun goes on (75)")
+    run.add_argument("--max-gpu-hours", type=float, metavar="H", help="stop after so many hours of GPUs (75)")
+
     demo = _add(commands, "demo", _demo, "label and continue a small corpus with the model in the package")
     demo.add_argument("--output", default="out/demo", metavar="DIR", help="where the results go (out/demo)")
 
@@ -83,13 +86,15 @@ def _add(
 
 
 def _run(options: argparse.Namespace) -> int:
+    from jobs.limits import TimeLimits
     from jobs.run import run_job
     from pipelines.config import load_job
 
+    limits = TimeLimits.of_options(options.deadline, options.max_gpu_hours)
     overrides = list(options.overrides)
     if options.limit is not None:
         overrides.append(f"input.limit={options.limit}")
-    return run_job(load_job(options.config, overrides), options.address)
+    return run_job(load_job(options.config, overrides), options.address, limits)
 
 
 def _demo(options: argparse.Namespace) -> int:

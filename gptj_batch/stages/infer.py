@@ -10,6 +10,7 @@ from gptj_batch.backends.factory import make_backend
 from gptj_batch.model_folder import Head, resolve_folder
 from gptj_batch.requests import AnyRequest
 from gptj_batch.results import AnyResult, Failed, Generated
+from gptj_batch.stages.careful import CarefulRunner, RowCare
 from gptj_batch.stages.columns import (
     BACKEND_FACTS,
     ERROR,
@@ -19,6 +20,7 @@ from gptj_batch.stages.columns import (
     NUM_PROMPT_TOKENS,
     PROMPT_TOKEN_IDS,
     RAW,
+    UNIT,
     strings,
     with_column,
 )
@@ -43,19 +45,22 @@ class ReplicaSettings:
 
 
 class InferStage:
-    """Hold one replica of the model and run tables through it; several calls at once share its engine."""
+    """Hold one replica of the model and run tables through it; several calls at once share its engine.
 
-    def __init__(self, task: Task, replica: ReplicaSettings) -> None:
+    care: how rows that end or stop the replica are dealt with; without it, they end or stop the run
+    """
+
+    def __init__(self, task: Task, replica: ReplicaSettings, care: RowCare | None = None) -> None:
         self._task = task
         self._requests = task.request_maker(load_tokenizer(replica.model_path, replica.revision))
         self._backend = _start(replica, task.head)
+        self._careful = None if care is None else CarefulRunner(self._backend, care)
         self._facts = json.dumps(self._backend.describe()).encode()
 
     def __call__(self, table: pa.Table) -> pa.Table:
         """Replace the token ids by each row's packed results; rows that have an error are left alone."""
-        rows, requests = self._rows_and_requests(table)
-        results = iter(self._backend.run(requests))
-        per_row = {row: [next(results) for _ in range(count)] for row, count in rows}
+        requests = self._requests_of_rows(table)
+        per_row = dict(zip(requests, self._answers(table, list(requests.values())), strict=True))
         errors = strings(table, ERROR)
         packed = [self._pack(per_row.get(row)) for row in range(table.num_rows)]
         table = table.drop_columns([PROMPT_TOKEN_IDS, ERROR])
@@ -67,18 +72,22 @@ class InferStage:
         table = with_column(table, ERROR, pa.array(merged, type=pa.string()))
         return table.replace_schema_metadata({**(table.schema.metadata or {}), BACKEND_FACTS: self._facts})
 
-    def _rows_and_requests(self, table: pa.Table) -> tuple[list[tuple[int, int]], list[AnyRequest]]:
-        """Return which rows have requests, and how many; and all requests in the order of the rows."""
-        rows: list[tuple[int, int]] = []
-        requests: list[AnyRequest] = []
+    def _requests_of_rows(self, table: pa.Table) -> dict[int, list[AnyRequest]]:
+        """Return the requests of every row that has any."""
         keys = strings(table, KEY)
         notes = table.column(NOTES).to_pylist()
-        for row, token_ids in enumerate(table.column(PROMPT_TOKEN_IDS).to_pylist()):
-            if token_ids is not None:
-                of_row = self._requests.requests(str(keys[row]), token_ids, notes[row])
-                rows.append((row, len(of_row)))
-                requests.extend(of_row)
-        return rows, requests
+        return {
+            row: self._requests.requests(str(keys[row]), token_ids, notes[row])
+            for row, token_ids in enumerate(table.column(PROMPT_TOKEN_IDS).to_pylist())
+            if token_ids is not None
+        }
+
+    def _answers(self, table: pa.Table, rows: list[list[AnyRequest]]) -> list[list[AnyResult]]:
+        """Return the results of each row's requests."""
+        if self._careful is not None and rows:
+            return self._careful.run(table.column(UNIT)[0].as_py(), rows)
+        results = iter(self._backend.run([request for row in rows for request in row]))
+        return [[next(results) for _ in row] for row in rows]
 
     def _pack(self, results: list[AnyResult] | None) -> tuple[object, str | None]:
         """Return a row's packed results, or None and why it failed."""
