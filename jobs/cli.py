@@ -62,6 +62,9 @@ def _parser() -> argparse.ArgumentParser:
     _add_job(run)
     run.add_argument("--address", help="a Ray cluster; without it and RAY_ADDRESS a local one is started")
 
+    run.add_argument("--deadline", metavar="2h30m", help="stop then, a time span or an ISO time; a rerun goes on (75)")
+    run.add_argument("--max-gpu-hours", type=float, metavar="H", help="stop after so many hours of GPUs (75)")
+
     demo = _add(commands, "demo", _demo, "label and continue a small corpus with the model in the package")
     demo.add_argument("--output", default="out/demo", metavar="DIR", help="where the results go (out/demo)")
 
@@ -112,9 +115,11 @@ def job_of(options: argparse.Namespace) -> "Job":
 
 
 def _run(options: argparse.Namespace) -> int:
+    from jobs.limits import TimeLimits
     from jobs.run import run_job
 
-    return run_job(job_of(options), options.address)
+    limits = TimeLimits.of_options(options.deadline, options.max_gpu_hours)
+    return run_job(job_of(options), options.address, limits)
 
 
 def _plan(options: argparse.Namespace) -> int:

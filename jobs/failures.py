@@ -7,14 +7,22 @@ from contextlib import contextmanager
 from types import FrameType
 
 from gptj_batch import errors
-from gptj_batch.errors import BackendError, CheckpointError, ConfigError, GPTJBatchError, InputError
+from gptj_batch.errors import (
+    BackendError,
+    CheckpointError,
+    ConfigError,
+    GPTJBatchError,
+    InputError,
+    OutputInUseError,
+)
 
 # In the order in which the tree in errors.py has them; an OutputError, a BackendError and a bug are all 1.
-EXIT_USER_MUST_ACT = 2
+EXIT_USER_MUST_ACT, EXIT_IN_USE, EXIT_OUT_OF_TIME = 2, 4, 75
 _CODES: tuple[tuple[type[GPTJBatchError], int], ...] = (
     (ConfigError, EXIT_USER_MUST_ACT),
     (InputError, EXIT_USER_MUST_ACT),
     (CheckpointError, EXIT_USER_MUST_ACT),
+    (OutputInUseError, EXIT_IN_USE),
 )
 _KINDS: dict[str, type[GPTJBatchError]] = {
     name: kind for name, kind in vars(errors).items() if isinstance(kind, type) and issubclass(kind, GPTJBatchError)
@@ -25,11 +33,16 @@ _OURS_IN_TEXT = re.compile(
 
 
 class Stopped(KeyboardInterrupt):
-    """The user, or `ray job stop`, asked the run to end."""
+    """The run was asked to end: by the user, by `ray job stop`, or by a limit of its time."""
 
-    def __init__(self, number: int) -> None:
-        self.exit_code = 128 + number
-        super().__init__(signal.Signals(number).name)
+    def __init__(self, by: str, code: int) -> None:
+        self.exit_code = code
+        super().__init__(by)
+
+    @classmethod
+    def by_signal(cls, number: int) -> "Stopped":
+        """Return the end that a signal asks for."""
+        return cls(signal.Signals(number).name, 128 + number)
 
 
 def exit_code(error: GPTJBatchError) -> int:
@@ -54,7 +67,7 @@ def stop_on_signals() -> Iterator[None]:
     """Turn SIGINT and SIGTERM into `Stopped`, in the main thread."""
 
     def stop(number: int, frame: FrameType | None) -> None:
-        raise Stopped(number)
+        raise Stopped.by_signal(number)
 
     before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
     try:

@@ -13,54 +13,77 @@ if __name__ == "__main__" and not __package__:
 
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from gptj_batch.errors import GPTJBatchError, OutputError
+from gptj_batch.errors import GPTJBatchError, OutputError, OutputInUseError
+from gptj_batch.records.attempts import Attempts, forget_attempts
+from gptj_batch.records.lease import Fence, take_lease
 from gptj_batch.records.progress import pending_units
 from gptj_batch.records.publish import is_complete, publish
+from gptj_batch.records.unchanged import check_unchanged
 from gptj_batch.stages.resources import plan_replicas
 from jobs.cluster import connected, node_resources
 from jobs.failures import Stopped, as_ours, ending, stop_on_signals
+from jobs.limits import TimeLimits
 from pipelines.config import Job, load_job
 from pipelines.no_rows import write_no_rows
-from pipelines.prepare import Run, claim_output, prepare
+from pipelines.prepare import Run, check_output, claim_output, prepare
 from pipelines.progress import Progress
 from pipelines.report import Report, read_report, write_failure, write_report
 from pipelines.report_page import page_path, write_page
 
 
-def run_job(job: Job, address: str | None = None) -> int:
+def run_job(job: Job, address: str | None = None, limits: TimeLimits | None = None) -> int:
     """Run a job to its end and return the exit code: 0, or 3 where more failed than `errors.max_failed_rows` allows.
 
-    Raises GPTJBatchError; a rerun of the same job then goes on where this one ended.
+    Raises GPTJBatchError, or Stopped at a signal or a limit; a rerun of the same job then goes on where this one ended.
     """
     with stop_on_signals():
         run = prepare(job)
         for file in run.inputs.skipped:
             print(f"skipped: {file}", file=sys.stderr)
-        pending = claim_output(run)
-        if is_complete(run.job.output.path) and (report := read_report(run.job.output.path)) is not None:
-            print(f"Nothing to do: {run.job.output.path} is complete.", file=sys.stderr)
-            # by this job's limit, which may be another one than that of the run that made it
-            report = report.judged(run.job.errors)
-            if not page_path(report).exists():  # the run that made it was cut off between its last two steps
-                write_page(report)
-        else:
-            try:
-                report = _execute(run, pending, address)
-            except BaseException as error:
-                write_failure(run, *ending(error))
-                raise
+        report = _finished(run)
+        if report is None:
+            with take_lease(job.output.path) as lease:
+                pending = claim_output(run)
+                try:
+                    report = _execute(run, pending, address, lease.fence, limits or TimeLimits())
+                except OutputInUseError:
+                    raise  # the output is another run's by now, and so is its run.json
+                except BaseException as error:
+                    write_failure(run, *ending(error))
+                    raise
         print(report.summary())
         return report.exit_code
 
 
-def _execute(run: Run, pending: NDArray[np.int32], address: str | None) -> Report:
+def _finished(run: Run) -> Report | None:
+    """Return the report of an output that is complete and stays; None where there is something to do.
+
+    Raises ConfigError where the output is not for this job.
+    """
+    path = run.job.output.path
+    check_output(run)
+    if run.job.output.on_exists == "overwrite" or not is_complete(path):
+        return None
+    claim_output(run)
+    if (report := read_report(path)) is None:
+        return None
+    print(f"Nothing to do: {path} is complete.", file=sys.stderr)
+    # by this job's limit, which may be another one than that of the run that made it
+    report = report.judged(run.job.errors)
+    if not page_path(report).exists():  # the run that made it was cut off between its last two steps
+        write_page(report)
+    return report
+
+
+def _execute(run: Run, pending: NDArray[np.int32], address: str | None, fence: Fence, limits: TimeLimits) -> Report:
     """Do the pending units, check that none is missing, publish the output and its report."""
     started = time.time()
     job = run.job
@@ -71,12 +94,19 @@ def _execute(run: Run, pending: NDArray[np.int32], address: str | None) -> Repor
         write_no_rows(run)
     elif len(pending):
         _tell_start(run, len(pending), num_pending_rows)
-        with connected(address):
-            facts = _run_units(run, pending, progress)
+        attempts = Attempts(fence.output, fence.token)
+        try:
+            with limits.kept(), connected(address), _failure_noted(run):
+                facts = _run_units(run, pending, progress, fence, limits)
+        except BaseException:
+            attempts.forget_running()
+            raise
+        check_unchanged(run.inputs.files)
     missing = pending_units(job.output.path, run.plan)
     if len(missing):
         raise OutputError(f"{len(missing)} of {run.plan.num_units} units were not written; run the same job again")
     report = Report.of_units(run, progress.counts, progress.seconds, started, facts)
+    fence.check()
     write_report(run, report)
     publish(
         job.output.path,
@@ -85,11 +115,24 @@ def _execute(run: Run, pending: NDArray[np.int32], address: str | None) -> Repor
         job.output.compression,
         run.plan.num_rows,
     )
+    forget_attempts(job.output.path)
     write_page(report)
     return report
 
 
-def _run_units(run: Run, pending: NDArray[np.int32], progress: Progress) -> dict[str, Any]:
+@contextmanager
+def _failure_noted(run: Run) -> Iterator[None]:
+    """Write down how the run ends before Ray is shut down: `ray job stop` gives three seconds for all of it."""
+    try:
+        yield
+    except Stopped as stopped:
+        write_failure(run, *ending(stopped))
+        raise
+
+
+def _run_units(
+    run: Run, pending: NDArray[np.int32], progress: Progress, fence: Fence, limits: TimeLimits
+) -> dict[str, Any]:
     """Execute the pipeline, following its counts; return what the replicas say of themselves."""
     from pipelines.build import build  # imports Ray; see jobs.cluster
 
@@ -101,9 +144,10 @@ def _run_units(run: Run, pending: NDArray[np.int32], progress: Progress) -> dict
         replicas_wanted.gpus_each,
         replicas_wanted.cpus_each,
     )
+    limits.use_gpus(replicas.num_gpus * min(replicas.initial_replicas, len(pending)))
     facts: dict[str, Any] = {}
     try:
-        for table in build(run, pending, replicas).iter_batches(batch_size=None, batch_format="pyarrow"):
+        for table in build(run, pending, replicas, fence).iter_batches(batch_size=None, batch_format="pyarrow"):
             assert isinstance(table, pa.Table)
             for counts in table.to_pylist():
                 progress.add(counts)

@@ -158,6 +158,10 @@ class ErrorSettings(Settings):
     """More failed rows than this end the run with exit code 3: a share below 1.0, or a count from 1 up."""
     bad_files: Literal["fail", "skip"] = "fail"
     """An input file that cannot be read: stop before anything runs, or leave it out and exit with 3."""
+    row_timeout_s: float | None = Field(default=3600.0, gt=0.0, allow_inf_nan=False)
+    """A replica that gets nothing done for so long is started anew, and a row that alone takes longer gets an error."""
+    max_deadly_rows: int = Field(default=100, ge=0)
+    """More rows than this that end the process that runs them end the run: then the machine is to be looked at."""
 
     @field_validator("max_failed_rows")
     @classmethod

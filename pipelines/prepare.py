@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import takewhile
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -163,19 +163,28 @@ def _check_model(job: Job, task: Task, model: ModelFacts) -> None:
     task.request_maker(tokenizer)
 
 
+def check_output(run: Run) -> Literal["nothing", "ours"]:
+    """Return what the output folder holds, without touching it.
+
+    Raises ConfigError where `output.on_exists` or another owner of the folder rules it out.
+    """
+    path, found = run.job.output.path, contents(run.job.output.path)
+    if found != "nothing" and run.job.output.on_exists == "fail":
+        raise ConfigError(f"output.path: {path} is not empty, and output.on_exists is fail; choose another path")
+    if found == "foreign":
+        raise ConfigError(
+            f"output.path: {path} holds files that gptj-batch did not make; choose another path, or empty the folder"
+        )
+    return found
+
+
 def claim_output(run: Run) -> NDArray[np.int32]:
     """Make the output folder this run's, as `output.on_exists` says, and return the units still to do.
 
     Raises ConfigError where another configuration, or somebody else, made what is there.
     """
     path, on_exists = run.job.output.path, run.job.output.on_exists
-    found = contents(path)
-    if found != "nothing" and on_exists == "fail":
-        raise ConfigError(f"output.path: {path} is not empty, and output.on_exists is fail; choose another path")
-    if found == "foreign":
-        raise ConfigError(
-            f"output.path: {path} holds files that gptj-batch did not make; choose another path, or empty the folder"
-        )
+    found = check_output(run)
     if found == "ours" and on_exists == "overwrite":
         clean(path)
     earlier = load_plan(path)

@@ -4,6 +4,7 @@ from pathlib import Path
 
 from gptj_batch.backends.base import Backend
 from gptj_batch.backends.fake import DEFAULT_NUM_LABELS, DEFAULT_VOCAB_SIZE, DEFAULT_WIDTH, FakeBackend
+from gptj_batch.backends.fake_faults import Faults, FaultyBackend
 from gptj_batch.engine.config import GIB, EngineConfig
 from gptj_batch.errors import CheckpointError, ConfigError
 from gptj_batch.model_folder import DEFAULT_WIDTH as GPT_J_WIDTH
@@ -34,7 +35,7 @@ def make_backend(
     if kv_cache_gb is not None and not kv_cache_gb > 0:
         raise ConfigError(f"backend.kv_cache_gb must be above 0, got {kv_cache_gb}")
     if kind == "fake":
-        return FakeBackend(*_sizes(model_path))
+        return _fake(model_path)
     if kind == "vllm":
         raise ConfigError("backend.kind: this version has no vllm backend yet; set it to native")
     if kind not in ("auto", "native"):
@@ -51,15 +52,17 @@ def make_backend(
     return NativeBackend.from_pretrained(model_path, head=head, revision=revision, dtype=dtype, config=config)
 
 
-def _sizes(model_path: str | Path) -> tuple[int, int, int]:
-    """Return the tokens, labels and width of a model that lies here, so that what the fake makes up can be decoded."""
+def _fake(model_path: str | Path) -> FakeBackend:
+    """Return a fake with the sizes of a model that lies here, so that what it makes up can be decoded."""
     try:
         config = read_config(Path(model_path))
         num_labels = len(label_names(config, Path(model_path)))
     except CheckpointError:
-        return DEFAULT_VOCAB_SIZE, DEFAULT_NUM_LABELS, DEFAULT_WIDTH
+        return FakeBackend(DEFAULT_VOCAB_SIZE, DEFAULT_NUM_LABELS, DEFAULT_WIDTH)
     width = config.get(OTHER_NAMES["n_embd"], config.get("n_embd"))
-    return _count(config.get("vocab_size"), DEFAULT_VOCAB_SIZE), num_labels, _count(width, GPT_J_WIDTH)
+    sizes = (_count(config.get("vocab_size"), DEFAULT_VOCAB_SIZE), num_labels, _count(width, GPT_J_WIDTH))
+    faults = Faults.of_config(config)
+    return FakeBackend(*sizes) if faults is None else FaultyBackend(faults, *sizes)
 
 
 def _count(value: object, default: int) -> int:

@@ -1,6 +1,7 @@
 """The third stage: a replica of the model. Token ids in, packed results out."""
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import pyarrow as pa
@@ -11,6 +12,7 @@ from gptj_batch.model_folder import Head, resolve_folder
 from gptj_batch.prompts.tokenizer import Tokenizer
 from gptj_batch.requests import AnyRequest
 from gptj_batch.results import AnyResult, Failed, Generated
+from gptj_batch.stages.careful import CarefulRunner, RowCare
 from gptj_batch.stages.columns import (
     BACKEND_FACTS,
     ERROR,
@@ -21,6 +23,7 @@ from gptj_batch.stages.columns import (
     NUM_PROMPT_TOKENS,
     PROMPT_TOKEN_IDS,
     RAW,
+    UNIT,
     strings,
     with_column,
 )
@@ -46,23 +49,26 @@ class ReplicaSettings:
 
 
 class InferStage:
-    """Hold one replica of the model and run tables through it; several calls at once share its engine."""
+    """Hold one replica of the model and run tables through it; several calls at once share its engine.
 
-    def __init__(self, task: Task, replica: ReplicaSettings) -> None:
+    care: how rows that end or stop the replica are dealt with; without it, they end or stop the run
+    """
+
+    def __init__(self, task: Task, replica: ReplicaSettings, care: RowCare | None = None) -> None:
         tokenizer = load_tokenizer(replica.model_path, replica.revision)
         self._requests = task.request_maker(tokenizer)
         self._backend = _start(replica, task.head)
         self._task = calibrated(task, tokenizer, self._backend)
         self._duplicates = Duplicates() if isinstance(task, Deduplicated) and task.deduplicate else None
+        self._careful = None if care is None else CarefulRunner(self._backend, care, run=self._run)
         self._facts = json.dumps(self._backend.describe()).encode()
 
     def __call__(self, table: pa.Table) -> pa.Table:
         """Replace the token ids by each row's packed results; rows that have an error are left alone."""
-        rows, requests = self._rows_and_requests(table)
-        answers = iter(self._answers(requests))
-        of_rows = {row: [next(answers) for _ in range(count)] for row, count in rows}
+        requests = self._requests_of_rows(table)
+        of_rows = dict(zip(requests, self._answers(table, list(requests.values())), strict=True))
         per_row = {row: [one.result for one in of_row] for row, of_row in of_rows.items()}
-        copied = [row in of_rows and all(one.is_shared for one in of_rows[row]) for row in range(table.num_rows)]
+        copied = [bool(of_rows.get(row)) and all(one.is_shared for one in of_rows[row]) for row in range(table.num_rows)]
         errors = strings(table, ERROR)
         packed = [self._pack(per_row.get(row)) for row in range(table.num_rows)]
         table = table.drop_columns([PROMPT_TOKEN_IDS, ERROR])
@@ -75,23 +81,28 @@ class InferStage:
         table = with_column(table, ERROR, pa.array(merged, type=pa.string()))
         return table.replace_schema_metadata({**(table.schema.metadata or {}), BACKEND_FACTS: self._facts})
 
-    def _answers(self, requests: list[AnyRequest]) -> list[Answer]:
+    def _run(self, requests: Sequence[AnyRequest]) -> list[Answer]:
         if self._duplicates is not None:
             return self._duplicates.run(requests, self._backend.run)
         return [Answer(result, False) for result in self._backend.run(requests)]
 
-    def _rows_and_requests(self, table: pa.Table) -> tuple[list[tuple[int, int]], list[AnyRequest]]:
-        """Return which rows have requests, and how many; and all requests in the order of the rows."""
-        rows: list[tuple[int, int]] = []
-        requests: list[AnyRequest] = []
+    def _requests_of_rows(self, table: pa.Table) -> dict[int, list[AnyRequest]]:
+        """Return the requests of every row that has any."""
         keys = strings(table, KEY)
         notes = table.column(NOTES).to_pylist()
-        for row, token_ids in enumerate(table.column(PROMPT_TOKEN_IDS).to_pylist()):
-            if token_ids is not None:
-                of_row = self._requests.requests(str(keys[row]), token_ids, notes[row])
-                rows.append((row, len(of_row)))
-                requests.extend(of_row)
-        return rows, requests
+        return {
+            row: self._requests.requests(str(keys[row]), token_ids, notes[row])
+            for row, token_ids in enumerate(table.column(PROMPT_TOKEN_IDS).to_pylist())
+            if token_ids is not None
+        }
+
+    def _answers(self, table: pa.Table, rows: list[list[AnyRequest]]) -> list[list[Answer]]:
+        """Return the answers to each row's requests; a row that was left out has a single `Failed`."""
+        if self._careful is not None and rows:
+            answered = self._careful.run(table.column(UNIT)[0].as_py(), rows)
+            return [[one if isinstance(one, Answer) else Answer(one, False) for one in row] for row in answered]
+        answers = iter(self._run([request for row in rows for request in row]))
+        return [[next(answers) for _ in row] for row in rows]
 
     def _pack(self, results: list[AnyResult] | None) -> tuple[object, str | None]:
         """Return a row's packed results, or None and why it failed."""

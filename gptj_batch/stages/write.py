@@ -8,6 +8,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from gptj_batch.errors import OutputError
+from gptj_batch.records.lease import Fence
 from gptj_batch.records.read import UnitPlan
 from gptj_batch.records.write import write_unit
 from gptj_batch.stages.columns import (
@@ -38,13 +39,20 @@ class WriteStage:
     """Write whole units atomically; writing one again replaces it."""
 
     def __init__(
-        self, plan: UnitPlan, output: str, compression: str, error_column: str, lineage: Mapping[str, Any]
+        self,
+        plan: UnitPlan,
+        output: str,
+        compression: str,
+        error_column: str,
+        lineage: Mapping[str, Any],
+        fence: Fence | None = None,
     ) -> None:
         self._plan = plan
         self._output = output
         self._compression = compression
         self._error_column = error_column
         self._lineage = dict(lineage)
+        self._fence = fence
 
     def __call__(self, table: pa.Table) -> pa.Table:
         """Write the unit and return its counts (`COUNTS`)."""
@@ -59,6 +67,8 @@ class WriteStage:
         backend = metadata.pop(BACKEND_FACTS, b"{}").decode()
         lineage = json.dumps({**self._lineage, "backend": json.loads(backend)}, sort_keys=True).encode()
         records = without_internal(table).replace_schema_metadata(metadata or None)
+        if self._fence is not None:  # a worker that outlived its run must not write into the next one's output
+            self._fence.check()
         write_unit(records, self._output, unit.index, self._compression, lineage)
         counts = {
             "unit": unit.index,

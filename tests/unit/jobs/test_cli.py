@@ -148,7 +148,9 @@ def test_a_bug_is_one_line_and_1(
     assert said.startswith(text) and said.count("\n") == 1
 
 
-@pytest.mark.parametrize(("end", "code"), [(Stopped(2), 130), (Stopped(15), 143), (KeyboardInterrupt(), 130)])
+@pytest.mark.parametrize(
+    ("end", "code"), [(Stopped.by_signal(2), 130), (Stopped.by_signal(15), 143), (KeyboardInterrupt(), 130)]
+)
 def test_being_stopped_is_not_a_failure_of_the_command(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], end: BaseException, code: int
 ) -> None:
@@ -202,7 +204,7 @@ def test_every_problem_of_a_file_has_its_line(job: str, capsys: pytest.CaptureFi
 def test_the_limit_of_the_command_line_wins(job: str, monkeypatch: pytest.MonkeyPatch) -> None:
     jobs: list[Any] = []
 
-    def run_job(job: Any, address: str | None) -> int:
+    def run_job(job: Any, address: str | None, limits: Any) -> int:
         jobs.append((job.input.limit, address))
         return 0
 
