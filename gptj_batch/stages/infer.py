@@ -68,7 +68,9 @@ class InferStage:
         requests = self._requests_of_rows(table)
         of_rows = dict(zip(requests, self._answers(table, list(requests.values())), strict=True))
         per_row = {row: [one.result for one in of_row] for row, of_row in of_rows.items()}
-        copied = [bool(of_rows.get(row)) and all(one.is_shared for one in of_rows[row]) for row in range(table.num_rows)]
+        copied = [
+            bool(of_rows.get(row)) and all(one.is_shared for one in of_rows[row]) for row in range(table.num_rows)
+        ]
         errors = strings(table, ERROR)
         packed = [self._pack(per_row.get(row)) for row in range(table.num_rows)]
         table = table.drop_columns([PROMPT_TOKEN_IDS, ERROR])
