@@ -9,10 +9,13 @@ from gptj_batch.tasks.base import Task
 from gptj_batch.tasks.classify import ClassifySettings, ClassifyTask
 from gptj_batch.tasks.classify_head import ClassifyHeadSettings, ClassifyHeadTask
 from gptj_batch.tasks.extract import ExtractSettings, ExtractTask
+from gptj_batch.tasks.extract_prompt import ExtractPromptSettings, ExtractPromptTask
 from gptj_batch.tasks.generate import GenerateSettings, GenerateTask
 
-AnySettings = GenerateSettings | ClassifySettings | ClassifyHeadSettings | ExtractSettings
-BY_HEAD = "classify by head"
+AnySettings = GenerateSettings | ClassifySettings | ClassifyHeadSettings | ExtractSettings | ExtractPromptSettings
+# Kinds of which one method has settings of its own.
+BY_HEAD, BY_PROMPT = "classify by head", "extract by prompt"
+_TAGS = {("classify", "head"): BY_HEAD, ("extract", "prompt"): BY_PROMPT}
 
 
 def _tag(values: Any) -> Any:
@@ -20,14 +23,16 @@ def _tag(values: Any) -> Any:
     kind, method = (
         values.get(name) if isinstance(values, dict) else getattr(values, name, None) for name in ("kind", "method")
     )
-    return BY_HEAD if (kind, method) == ("classify", "head") else kind
+    # What a user wrote may be anything, also what cannot be looked up.
+    return _TAGS.get((kind, method), kind) if isinstance(kind, str) and isinstance(method, str) else kind
 
 
 TaskSettings = Annotated[
     Annotated[GenerateSettings, Tag("generate")]
     | Annotated[ClassifySettings, Tag("classify")]
     | Annotated[ClassifyHeadSettings, Tag(BY_HEAD)]
-    | Annotated[ExtractSettings, Tag("extract")],
+    | Annotated[ExtractSettings, Tag("extract")]
+    | Annotated[ExtractPromptSettings, Tag(BY_PROMPT)],
     Discriminator(_tag),
 ]
 
@@ -43,4 +48,6 @@ def make_task(settings: AnySettings, model: ModelFacts) -> Task:
         return ClassifyTask(settings)
     if isinstance(settings, ClassifyHeadSettings):
         return ClassifyHeadTask(settings, model.labels, model.problem_type)
+    if isinstance(settings, ExtractPromptSettings):
+        return ExtractPromptTask(settings)
     return ExtractTask(settings)
