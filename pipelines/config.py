@@ -27,7 +27,10 @@ LATER: dict[str, tuple[tuple[Any, ...], str]] = {
     "task.json_schema": ((None,), "it belongs to `generate`"),
     "task.calibrate": ((None, "none"), "calibration is not in this version"),
     "task.text": ((None,), "it belongs to `classify` with method head"),
-    "task.top_k": ((None, 0), "it belongs to `classify` with method head, to `extract` with method head and to `generate`"),
+    "task.top_k": (
+        (None, 0),
+        "it belongs to `classify` with method head, to `extract` with method head and to `generate`",
+    ),
     "task.multi_label_threshold": ((None,), "it belongs to `classify` with method head"),
     "task.prompt": ((None,), "it belongs to `generate`, and to `classify` and `extract` with method prompt"),
     "task.question": ((None,), "it belongs to `extract` with method head; with method prompt it is part of the prompt"),

@@ -115,7 +115,9 @@ class AnswersState:
     def is_complete(self) -> bool:
         """Say whether nothing can follow."""
         is_last = len(self._given) + 1 == self._constraint.max_answers
-        return self._is_over or (is_last and not self._num_separator_bytes and (self._is_full or self._state.is_complete))
+        return self._is_over or (
+            is_last and not self._num_separator_bytes and (self._is_full or self._state.is_complete)
+        )
 
     def answers(self) -> list[Answer]:
         """Return the answers so far; one that was cut in a word is made whole, see `AnswersConstraint`."""

@@ -1,8 +1,8 @@
 """Answers: the columns that `extract` adds, whatever its method.
 
-`answer_text`, `answer_start`, `answer_end` and `answer_score` are those of the first of `answers`. Offsets are Python's,
-in characters of the rendered context, end exclusive, and context[start:end] is the text, which neither begins nor ends
-in white space. "No answer" is an answer with null text and offsets.
+`answer_text`, `answer_start`, `answer_end` and `answer_score` are those of the first of `answers`. Offsets are
+Python's, in characters of the rendered context, end exclusive, and context[start:end] is the text, which neither begins
+nor ends in white space. "No answer" is an answer with null text and offsets.
 """
 
 from collections.abc import Sequence

@@ -6,8 +6,9 @@ the context, the colon. A context that does not fit is read in windows, each beh
 `stride_tokens`. `gptj_batch.tasks.spans` has the scores.
 
 `scoring: global_softmax` (the default) compares all spans of all windows: one softmax, and the `top_k` answers do not
-overlap. `scoring: pipeline` scores as transformers' question-answering pipeline did (`gptj_batch.tasks.pipeline_spans`);
-with it, what is not set is as there: 15 tokens an answer, windows of 384, answers aligned to words.
+overlap. `scoring: pipeline` scores as transformers' question-answering pipeline did
+(`gptj_batch.tasks.pipeline_spans`); with it, what is not set is as there: 15 tokens an answer, windows of 384, answers
+aligned to words.
 
 Adds the columns of `gptj_batch.tasks.answers`, the likeliest answer first; `answer_score` is its probability. With
 `allow_no_answer`, "no answer" is one of the answers, at the place that its probability gives it; probabilities are the

@@ -1,17 +1,18 @@
 """The task `extract` by prompt: a language model's continuation, held to parts of a context (`GPTJForCausalLM`).
 
-The model reads the prompt, which shows it the context however the template does, and every token that it generates goes
-on with some part of `context`; so an answer is a verbatim part of it. Nothing is matched afterwards. Decoding is greedy:
-the model says which part, and where it ends, with a line break (unless `one_line` is false) or the end of text.
+The model reads the prompt, which shows it the context however the template does, and every token that it generates
+goes on with some part of `context`; so an answer is a verbatim part of it, and nothing is matched afterwards. Decoding
+is greedy: the model says which part, and where it ends, with a line break (unless `one_line` is false) or the end of
+text.
 
 With `max_answers` above 1 it may go on behind `separator` with the next answer; show it that layout in the prompt. What
 an answer says is taken out of the context for the next ones, so that no two share a character or are the same text, and
 the answers stand in the model's order. There may be fewer, as it also says when it is done.
 
-Adds the columns of `gptj_batch.tasks.answers`. `answer_score` is the probability that the model itself, held to nothing,
-gives to the answer's tokens behind the prompt and earlier answers: exp of the sum of their log-probabilities, without
-what ended it. A text that the context holds several times is located at the first place. With `allow_no_answer` the
-model may end at once; the score is then the probability of that end.
+Adds the columns of `gptj_batch.tasks.answers`. `answer_score` is the probability that the model itself, held to
+nothing, gives to the answer's tokens behind the prompt and earlier answers: exp of the sum of their log-probabilities,
+without what ended it. A text that the context holds several times is located at the first place. With
+`allow_no_answer` the model may end at once; the score is then the probability of that end.
 
 An answer is over with `max_answer_tokens`; it loses a word that is cut, but its first word is completed. The context is
 never cut, also where `truncate` keeps some of it from the prompt.
@@ -212,15 +213,15 @@ class ExtractPromptRequestMaker:
         self._task = task
         self._vocabulary = Vocabulary(tokenizer)
         self._sampling = SamplingParams(
-            max_new_tokens=task.settings.max_new_tokens, stop_token_ids=task.stop_token_ids(self._vocabulary), logprobs=True
+            max_new_tokens=task.settings.max_new_tokens,
+            stop_token_ids=task.stop_token_ids(self._vocabulary),
+            logprobs=True,
         )
 
     def requests(self, key: str, prompt_token_ids: Sequence[int], notes: Any = None) -> list[AnyRequest]:
         """Return the row's one request."""
         constraint = self._task.constraint(notes["context"], self._vocabulary)
-        return [
-            Request(key=key, prompt_token_ids=prompt_token_ids, sampling=self._sampling, constraint=constraint)
-        ]
+        return [Request(key=key, prompt_token_ids=prompt_token_ids, sampling=self._sampling, constraint=constraint)]
 
 
 def _with_context(row: Encoded, context: str | RecordError) -> Encoded:

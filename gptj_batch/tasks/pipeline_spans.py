@@ -41,6 +41,7 @@ class PipelineScores:
     ) -> None:
         self._windows = of_windows
         self._chars = (starts, ends)
+        self._has_text = np.array(starts, dtype=np.int64) < np.array(ends, dtype=np.int64)
         self._max_answer_tokens = max_answer_tokens
         self._probabilities = [tuple(_softmax(np.array(side)) for side in sides) for sides in logits]
 
@@ -53,7 +54,9 @@ class PipelineScores:
         """Return the `top_k` answers, the best first, out of so many candidates of each window."""
         by_text: dict[str, Answer] = {}
         for window, (starts, ends) in zip(self._windows, self._probabilities, strict=True):
-            for first, last, score in _candidates(starts[1:], ends[1:], self._max_answer_tokens, num_candidates):
+            has_text = self._has_text[window.first : window.stop]
+            spans = _candidates(starts[1:], ends[1:], has_text, self._max_answer_tokens, num_candidates)
+            for first, last, score in spans:
                 start, end = self._chars[0][window.first + first], self._chars[1][window.first + last]
                 answer = span_answer(context, start, end, score)
                 if answer is None or answer["text"] is None:
@@ -69,17 +72,25 @@ def _softmax(logits: Floats) -> Floats:
     return weights / weights.sum()
 
 
-def _candidates(starts: Floats, ends: Floats, max_tokens: int, number: int) -> list[tuple[int, int, float]]:
+def _candidates(
+    starts: Floats, ends: Floats, has_text: NDArray[np.bool_], max_tokens: int, number: int
+) -> list[tuple[int, int, float]]:
     """Return the best spans as (first, last, score), the best first, of equal ones the first and shortest.
 
-    starts, ends: (N,)
+    starts, ends, has_text: (N,); a span needs one token that is more than white space
     """
     length = min(max_tokens, len(starts))
-    # [first, number of further tokens]: (N, L), below 0 where that would go beyond the window
+    num_texts = np.concatenate([[0], np.cumsum(has_text)])
+    # [first, number of further tokens]: (N, L), below 0 where there is no such span
     scores = np.full((len(starts), length), -1.0)
     for further in range(length):
         size = len(starts) - further
-        scores[:size, further] = starts[:size] * ends[further:]
+        is_text = num_texts[further + 1 :] > num_texts[:size]
+        scores[:size, further] = np.where(is_text, starts[:size] * ends[further:], -1.0)
     order = np.argsort(-scores, axis=None, kind="stable")[:number]
     places = [divmod(int(place), length) for place in order]
-    return [(first, first + further, float(scores[first, further])) for first, further in places if scores[first, further] >= 0.0]
+    return [
+        (first, first + further, float(scores[first, further]))
+        for first, further in places
+        if scores[first, further] >= 0.0
+    ]

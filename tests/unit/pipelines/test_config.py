@@ -214,7 +214,7 @@ HEAD = SHORT.replace("method: prompt, prompt:", "method: head, text:").replace(
     ("override", "message"),
     [
         ("task.labels=[a, b]", "it belongs to `classify` with method prompt; a trained head brings its own labels"),
-        ("task.prompt=x", "it belongs to `generate` and to `classify` with method prompt"),
+        ("task.prompt=x", "it belongs to `generate`, and to `classify` and `extract` with method prompt"),
         ("task.likelihood=mean", "it belongs to `classify` with method prompt"),
         ("task.multi_label_threshhold=0.1", "no such setting; did you mean task.multi_label_threshold?"),
         ("task.multi_label_threshold=2", "must be less than or equal to 1, got 2"),
@@ -232,8 +232,11 @@ EXTRACT = 'name: x\ninput: {path: a}\ntask: {kind: extract, question: "Who?", co
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("task.method=prompt", "task.method: prompt is not in this version; head is"),
-        ("task.method=heads", "task.method: must be head, got 'heads'"),
+        ("task.method=heads", "task.method: must be head or prompt, got 'heads'"),
+        ("task.prompt=x", "it belongs to `generate`, and to `classify` and `extract` with method prompt"),
+        ("task.max_answers=3", "it belongs to `extract` with method prompt; by head, top_k is as many answers"),
+        ("task.scoring=hf", "task.scoring: must be 'global_softmax' or 'pipeline', got 'hf'"),
+        ("task.window_tokens=0", "must be greater than or equal to 1, got 0"),
         ("task.stride=5", "task.stride: no such setting; did you mean task.stride_tokens?"),
         ("task.max_answer_tokens=0", "must be greater than or equal to 1, got 0"),
         ("task.question=", "task.question: must be a text, got None"),
@@ -243,8 +246,37 @@ def test_what_extract_does_not_take_says_so(override: str, message: str) -> None
     assert message in refusal(EXTRACT, override)
 
 
-def test_jobs_with_a_head_survive_being_written_and_read() -> None:
-    for text in (HEAD, EXTRACT):
+EXTRACT_PROMPT = (
+    "name: x\ninput: {path: a}\n"
+    'task: {kind: extract, method: prompt, prompt: "{{ c }} A:", context: "{{ c }}", max_answers: 2}\n'
+    "output: {path: out}\n"
+)
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("task.question=Who?", "it belongs to `extract` with method head; with method prompt it is part of the prompt"),
+        ("task.top_k=2", "it belongs to `classify` with method head, to `extract` with method head and to `generate`"),
+        ("task.stride_tokens=3", "task.stride_tokens: no such setting"),
+        ("task.max_answer=3", "task.max_answer: no such setting; did you mean task.max_answers?"),
+        ("task.max_answers=0", "must be greater than or equal to 1, got 0"),
+        ("task.separator=' '", "separator (' ') must be more than spaces, where max_answers (2) is above 1"),
+        ("task.truncate=middle", "task.truncate: must be 'left', 'right' or 'error', got 'middle'"),
+        ("task.context=", "task.context: must be a text, got None"),
+        ("task.method=[prompt]", "task.method: must be head or prompt, got ['prompt']"),
+        (
+            "task.method=head",
+            "task.prompt: it belongs to `generate`, and to `classify` and `extract` with method prompt",
+        ),
+    ],
+)
+def test_what_extract_by_prompt_does_not_take_says_so(override: str, message: str) -> None:
+    assert message in refusal(EXTRACT_PROMPT, override)
+
+
+def test_jobs_with_a_head_or_held_to_a_context_survive_being_written_and_read() -> None:
+    for text in (HEAD, EXTRACT, EXTRACT.replace("kind: extract", "kind: extract, scoring: pipeline"), EXTRACT_PROMPT):
         job = job_of(text)
         assert job_of(job.to_yaml()) == job
 
