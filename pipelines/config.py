@@ -27,15 +27,20 @@ LATER: dict[str, tuple[tuple[Any, ...], str]] = {
     "task.json_schema": ((None,), "it belongs to `generate`"),
     "task.calibrate": ((None, "none"), "it belongs to `classify` with method prompt"),
     "task.text": ((None,), "it belongs to `classify` with method head, to `score` and to `embed`"),
-    "task.top_k": ((None, 0), "it belongs to `classify` with method head, to `extract` and to `generate`"),
+    "task.top_k": (
+        (None, 0),
+        "it belongs to `classify` with method head, to `extract` with method head and to `generate`",
+    ),
     "task.multi_label_threshold": ((None,), "it belongs to `classify` with method head"),
-    "task.prompt": ((None,), "it belongs to `generate` and to `classify` with method prompt"),
+    "task.prompt": ((None,), "it belongs to `generate`, and to `classify` and `extract` with method prompt"),
+    "task.question": ((None,), "it belongs to `extract` with method head; with method prompt it is part of the prompt"),
+    "task.max_answers": ((None, 1), "it belongs to `extract` with method prompt; by head, top_k is as many answers"),
     "task.labels": ((None,), "it belongs to `classify` with method prompt; a trained head brings its own labels"),
     "task.likelihood": ((None, "sum"), "it belongs to `classify` with method prompt"),
     "output.partition_by": ((None, []), "partitioned output is not in this version"),
 }
 KINDS = ("generate", "classify", "extract", "score", "embed")
-METHODS = {"classify": ("prompt", "head"), "extract": ("head",)}
+METHODS = {"classify": ("prompt", "head"), "extract": ("head", "prompt")}
 
 
 class InputSettings(Settings):
@@ -236,8 +241,6 @@ def _check_kind(file: JobFile) -> None:
     method, methods = task.get("method"), METHODS.get(str(kind), ())
     if "method" in task and methods and method not in methods:
         where = file.place(("task", "method"))
-        if (kind, method) == ("extract", "prompt"):
-            raise ConfigError(f"{where}: task.method: prompt is not in this version; head is")
         raise ConfigError(f"{where}: task.method: must be {_listed(methods, 'or')}, got {shorten(repr(method))}")
 
 

@@ -217,7 +217,7 @@ HEAD = SHORT.replace("method: prompt, prompt:", "method: head, text:").replace(
     ("override", "message"),
     [
         ("task.labels=[a, b]", "it belongs to `classify` with method prompt; a trained head brings its own labels"),
-        ("task.prompt=x", "it belongs to `generate` and to `classify` with method prompt"),
+        ("task.prompt=x", "it belongs to `generate`, and to `classify` and `extract` with method prompt"),
         ("task.likelihood=mean", "it belongs to `classify` with method prompt"),
         ("task.calibrate=content_free", "it belongs to `classify` with method prompt"),
         ("task.multi_label_threshhold=0.1", "no such setting; did you mean task.multi_label_threshold?"),
@@ -236,8 +236,11 @@ EXTRACT = 'name: x\ninput: {path: a}\ntask: {kind: extract, question: "Who?", co
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("task.method=prompt", "task.method: prompt is not in this version; head is"),
-        ("task.method=heads", "task.method: must be head, got 'heads'"),
+        ("task.method=heads", "task.method: must be head or prompt, got 'heads'"),
+        ("task.prompt=x", "it belongs to `generate`, and to `classify` and `extract` with method prompt"),
+        ("task.max_answers=3", "it belongs to `extract` with method prompt; by head, top_k is as many answers"),
+        ("task.scoring=hf", "task.scoring: must be 'global_softmax' or 'pipeline', got 'hf'"),
+        ("task.window_tokens=0", "must be greater than or equal to 1, got 0"),
         ("task.stride=5", "task.stride: no such setting; did you mean task.stride_tokens?"),
         ("task.max_answer_tokens=0", "must be greater than or equal to 1, got 0"),
         ("task.question=", "task.question: must be a text, got None"),
@@ -259,22 +262,52 @@ EMBED = 'name: x\ninput: {path: a}\ntask: {kind: embed, text: "{{ a }}", layer: 
         (SCORE, "task.stride_tokens=0", "must be greater than or equal to 1, got 0"),
         (SCORE, "task.truncate=right", "task.truncate: must be 'left' or 'error', got 'right'"),
         (SCORE, "task.context=[q]", "task.context: must be a text, got a list"),
-        (SCORE, "task.prompt=x", "it belongs to `generate` and to `classify` with method prompt"),
+        (SCORE, "task.prompt=x", "it belongs to `generate`, and to `classify` and `extract` with method prompt"),
         (SCORE, "task.pooling=mean", "task.pooling: no such setting; there are kind, text, context, stride_tokens"),
         (EMBED, "task.pooling=max", "task.pooling: must be 'mean' or 'last', got 'max'"),
         (EMBED, "task.pool=last", "task.pool: no such setting; did you mean task.pooling?"),
         (EMBED, "task.layer=0.5", "task.layer: must be a whole number, got 0.5"),
         (EMBED, "task.normalize=1", "task.normalize: must be true or false, got 1"),
         (EMBED, "task.text=''", "task.text: must not be empty"),
-        (EMBED, "task.top_k=3", "it belongs to `classify` with method head, to `extract` and to `generate`"),
+        (EMBED, "task.top_k=3", "it belongs to `classify` with method head, to `extract` with method head"),
     ],
 )
 def test_what_score_and_embed_do_not_take_says_so(text: str, override: str, message: str) -> None:
     assert message in refusal(text, override)
 
 
-def test_jobs_with_a_head_survive_being_written_and_read() -> None:
-    for text in (HEAD, EXTRACT, SCORE, EMBED):
+EXTRACT_PROMPT = (
+    "name: x\ninput: {path: a}\n"
+    'task: {kind: extract, method: prompt, prompt: "{{ c }} A:", context: "{{ c }}", max_answers: 2}\n'
+    "output: {path: out}\n"
+)
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("task.question=Who?", "it belongs to `extract` with method head; with method prompt it is part of the prompt"),
+        ("task.top_k=2", "it belongs to `classify` with method head, to `extract` with method head and to `generate`"),
+        ("task.stride_tokens=3", "task.stride_tokens: no such setting"),
+        ("task.max_answer=3", "task.max_answer: no such setting; did you mean task.max_answers?"),
+        ("task.max_answers=0", "must be greater than or equal to 1, got 0"),
+        ("task.separator=' '", "separator (' ') must be more than spaces, where max_answers (2) is above 1"),
+        ("task.truncate=middle", "task.truncate: must be 'left', 'right' or 'error', got 'middle'"),
+        ("task.context=", "task.context: must be a text, got None"),
+        ("task.method=[prompt]", "task.method: must be head or prompt, got ['prompt']"),
+        (
+            "task.method=head",
+            "task.prompt: it belongs to `generate`, and to `classify` and `extract` with method prompt",
+        ),
+    ],
+)
+def test_what_extract_by_prompt_does_not_take_says_so(override: str, message: str) -> None:
+    assert message in refusal(EXTRACT_PROMPT, override)
+
+
+def test_jobs_of_every_kind_survive_being_written_and_read() -> None:
+    pipeline = EXTRACT.replace("kind: extract", "kind: extract, scoring: pipeline")
+    for text in (HEAD, EXTRACT, pipeline, EXTRACT_PROMPT, SCORE, EMBED):
         job = job_of(text)
         assert job_of(job.to_yaml()) == job
 

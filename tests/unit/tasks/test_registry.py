@@ -11,6 +11,7 @@ from gptj_batch.tasks.classify import ClassifySettings, ClassifyTask
 from gptj_batch.tasks.classify_head import ClassifyHeadSettings, ClassifyHeadTask
 from gptj_batch.tasks.embed import EmbedSettings, EmbedTask
 from gptj_batch.tasks.extract import ExtractSettings, ExtractTask
+from gptj_batch.tasks.extract_prompt import ExtractPromptSettings, ExtractPromptTask
 from gptj_batch.tasks.generate import GenerateSettings, GenerateTask
 from gptj_batch.tasks.registry import TaskSettings, make_task
 from gptj_batch.tasks.score import ScoreSettings, ScoreTask
@@ -21,6 +22,7 @@ CLASSIFY_HEAD = {"kind": "classify", "method": "head", "text": "{{ text }}"}
 EXTRACT = {"kind": "extract", "question": "Who?", "context": "{{ text }}"}
 SCORE = {"kind": "score", "context": "Q:", "text": "{{ text }}"}
 EMBED = {"kind": "embed", "text": "{{ text }}"}
+EXTRACT_PROMPT = {"kind": "extract", "method": "prompt", "prompt": "{{ text }}", "context": "{{ text }}"}
 MODEL = ModelFacts(
     folder=Path("model"),
     n_positions=64,
@@ -50,6 +52,8 @@ def test_the_kind_decides_whose_settings_they_are() -> None:
 def test_the_method_decides_too() -> None:
     assert isinstance(settings_of(CLASSIFY_HEAD), ClassifyHeadSettings)
     assert isinstance(settings_of(EXTRACT), ExtractSettings)
+    assert isinstance(settings_of({**EXTRACT, "method": "head"}), ExtractSettings)
+    assert isinstance(settings_of(EXTRACT_PROMPT), ExtractPromptSettings)
     assert isinstance(settings_of({**CLASSIFY, "method": "prompt"}), ClassifySettings)
     with pytest.raises(ValidationError):
         settings_of({**CLASSIFY, "method": "head"})
@@ -57,12 +61,12 @@ def test_the_method_decides_too() -> None:
 
 def test_each_kind_has_its_task() -> None:
     kinds = {GenerateTask: GENERATE, ClassifyTask: CLASSIFY, ClassifyHeadTask: CLASSIFY_HEAD, ExtractTask: EXTRACT}
-    kinds |= {ScoreTask: SCORE, EmbedTask: EMBED}
+    kinds |= {ExtractPromptTask: EXTRACT_PROMPT, ScoreTask: SCORE, EmbedTask: EMBED}
     for kind, values in kinds.items():
         assert isinstance(make_task(settings_of(values), MODEL), kind)
 
 
-@pytest.mark.parametrize("values", [GENERATE, CLASSIFY, CLASSIFY_HEAD, EXTRACT, SCORE, EMBED])
+@pytest.mark.parametrize("values", [GENERATE, CLASSIFY, CLASSIFY_HEAD, EXTRACT, EXTRACT_PROMPT, SCORE, EMBED])
 def test_a_task_can_be_sent_to_a_worker(values: dict[str, Any]) -> None:
     task = make_task(settings_of(values), MODEL)
     sent = pickle.loads(pickle.dumps(task))
@@ -77,7 +81,7 @@ def test_an_embedding_is_as_wide_as_the_model_and_of_one_of_its_layers() -> None
         make_task(settings_of({**EMBED, "layer": 3}), MODEL)
 
 
-@pytest.mark.parametrize("values", [GENERATE, CLASSIFY])
+@pytest.mark.parametrize("values", [GENERATE, CLASSIFY, EXTRACT_PROMPT])
 def test_a_template_that_is_none_is_refused_when_the_task_is_made(values: dict[str, Any]) -> None:
     with pytest.raises(ConfigError, match=r"task\.prompt: line 1"):
         make_task(settings_of({**values, "prompt": "{{ text"}), MODEL)
