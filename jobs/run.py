@@ -20,19 +20,20 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from gptj_batch.errors import GPTJBatchError, OutputError
-from gptj_batch.records.progress import pending_units
-from gptj_batch.records.publish import is_complete, publish
+from gptj_batch.errors import GPTJBatchError
+from gptj_batch.records.publish import is_complete
 from gptj_batch.stages.resources import plan_replicas
-from gptj_batch.tasks.base import ERROR_COLUMN, FREE_TEXT_COLUMNS
-from jobs.cluster import connected, node_resources
-from jobs.failures import Stopped, as_ours, ending, stop_on_signals
+from jobs.cluster import connected
+from jobs.failures import Stopped, ending, stop_on_signals
+from pipelines.cluster import node_resources
 from pipelines.config import Job, load_job
+from pipelines.finish import finish, write_run_page
 from pipelines.no_rows import write_no_rows
 from pipelines.prepare import Run, claim_output, prepare
 from pipelines.progress import Progress
-from pipelines.report import Report, read_report, write_failure, write_report
-from pipelines.report_page import page_path, write_page
+from pipelines.ray_errors import as_ours
+from pipelines.report import Report, read_report, write_failure
+from pipelines.report_page import page_path
 
 
 def run_job(job: Job, address: str | None = None) -> int:
@@ -50,7 +51,7 @@ def run_job(job: Job, address: str | None = None) -> int:
             # by this job's limit, which may be another one than that of the run that made it
             report = report.judged(run.job.errors)
             if not page_path(report).exists():  # the run that made it was cut off between its last two steps
-                _write_page(run, report)
+                write_run_page(run, report)
         else:
             try:
                 report = _execute(run, pending, address)
@@ -64,7 +65,6 @@ def run_job(job: Job, address: str | None = None) -> int:
 def _execute(run: Run, pending: NDArray[np.int32], address: str | None) -> Report:
     """Do the pending units, check that none is missing, publish the output and its report."""
     started = time.time()
-    job = run.job
     num_pending_rows = sum(run.plan.unit(int(index)).num_rows for index in pending)
     progress = Progress(num_pending_rows, sys.stderr)
     facts: dict[str, Any] = {}
@@ -74,25 +74,7 @@ def _execute(run: Run, pending: NDArray[np.int32], address: str | None) -> Repor
         _tell_start(run, len(pending), num_pending_rows)
         with connected(address):
             facts = _run_units(run, pending, progress)
-    missing = pending_units(job.output.path, run.plan)
-    if len(missing):
-        raise OutputError(f"{len(missing)} of {run.plan.num_units} units were not written; run the same job again")
-    report = Report.of_units(run, progress.counts, progress.seconds, started, facts)
-    write_report(run, report)
-    publish(
-        job.output.path,
-        run.plan.num_units,
-        job.output.target_file_mb * 2**20,
-        job.output.compression,
-        run.plan.num_rows,
-    )
-    _write_page(run, report)
-    return report
-
-
-def _write_page(run: Run, report: Report) -> None:
-    shown = [name for name in (*run.task.adds.names, ERROR_COLUMN) if name not in FREE_TEXT_COLUMNS]
-    write_page(report, [run.job.output.prefix + name for name in shown])
+    return finish(run, progress.counts, progress.seconds, started, facts)
 
 
 def _run_units(run: Run, pending: NDArray[np.int32], progress: Progress) -> dict[str, Any]:

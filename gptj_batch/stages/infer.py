@@ -43,12 +43,15 @@ class ReplicaSettings:
 
 
 class InferStage:
-    """Hold one replica of the model and run tables through it; several calls at once share its engine."""
+    """Hold one replica of the model and run tables through it; several calls at once share its engine.
 
-    def __init__(self, task: Task, replica: ReplicaSettings) -> None:
+    backend: one that runs already, for a replica that serves several tasks; None starts one
+    """
+
+    def __init__(self, task: Task, replica: ReplicaSettings, backend: Backend | None = None) -> None:
         self._task = task
         self._requests = task.request_maker(load_tokenizer(replica.model_path, replica.revision))
-        self._backend = _start(replica, task.head)
+        self._backend = backend or start_backend(replica, task.head)
         self._facts = json.dumps(self._backend.describe()).encode()
 
     def __call__(self, table: pa.Table) -> pa.Table:
@@ -88,7 +91,8 @@ class InferStage:
         return (None, failed.error) if failed is not None else (self._task.pack(results), None)
 
 
-def _start(replica: ReplicaSettings, head: Head) -> Backend:
+def start_backend(replica: ReplicaSettings, head: Head) -> Backend:
+    """Load the model with a head. Raises ConfigError or CheckpointError."""
     if replica.kind != "fake":
         import torch
 
