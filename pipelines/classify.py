@@ -3,7 +3,8 @@
 Reads: the columns that the template `prompt`, or with `method="head"` `text`, names.
 Adds: `label` (string; a list where a trained head gives several; for a regression a double `value` instead),
 `label_score` (its probability), `label_scores` (every label's probability: a map; in pandas dictionaries,
-in `datasets` and polars structures); `error` (string, null for a row that is done; all others are null where it is not).
+in `datasets` and polars structures); `error` (string, null for a row that is done; all others are null where it is
+not).
 """
 
 from typing import Any

@@ -2,8 +2,8 @@
 
 Reads: the columns that the template `prompt` names.
 Adds: `generated_text` (string; a list with num_samples > 1), `finish_reason` ("stop" or "length"), `num_prompt_tokens`
-and `num_generated_tokens` (integers); with `logprobs` `generated_logprobs` (list of doubles); `error` (string, null for a
-row that is done; all others are null where it is not).
+and `num_generated_tokens` (integers); with `logprobs` `generated_logprobs` (list of doubles); `error` (string, null for
+a row that is done; all others are null where it is not).
 """
 
 from typing import Any

@@ -26,8 +26,8 @@ from pipelines.config import Job
 from pipelines.finish import finish
 from pipelines.no_rows import write_no_rows
 from pipelines.prepare import Run, claim_output, prepare_on
-from pipelines.session import session
 from pipelines.result_summary import Call
+from pipelines.session import session
 from pipelines.tables import CallersTable, callers_table, fingerprint
 
 MAX_REASONS_SHOWN = 3
@@ -38,6 +38,7 @@ def add_columns(kind: str, data: Any, progress: bool, arguments: Mapping[str, An
 
     Raises GPTJBatchError, in the words of the function's arguments.
     """
+    session().set_environment()
     with argument_names(kind):
         path = str(data) if isinstance(data, str | Path) else None
         job = make_job(kind, path, arguments)

@@ -33,8 +33,8 @@ from pipelines.notebook import added_schema
 from pipelines.notebook_pool import warm_replicas
 from pipelines.prepare import Run, claim_output, find_inputs, prepare, prepare_on
 from pipelines.ray_errors import as_ours
-from pipelines.session import session
 from pipelines.result_summary import Call
+from pipelines.session import session
 from pipelines.whole_blocks import in_order, on_cpu, streamed, unit_numbers_in_order
 
 

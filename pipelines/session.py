@@ -39,10 +39,15 @@ class Session:
             if self._keeper is None or self._job_id != job_id:  # Ray may have been shut down and started anew
                 from pipelines.warm_pool import Keeper
 
-                options = {"num_cpus": 0, "max_concurrency": KEEPER_CALLS, "max_restarts": 0}
+                # Where it ends, the replicas that it owns end as well: a new one rightly knows of none.
+                options = {"num_cpus": 0, "max_concurrency": KEEPER_CALLS, "max_restarts": -1}
                 self._keeper = ray.remote(Keeper).options(**options).remote()
                 self._job_id = job_id
             return self._keeper
+
+    def set_environment(self) -> None:
+        """Set what Ray reads when it is imported; whoever imports it must have called this."""
+        set_environment(named_address(None))
 
     def _connect(self) -> None:
         address = named_address(None)
@@ -70,12 +75,14 @@ class Session:
     def shutdown(self) -> None:
         """End the replicas, and the Ray that was started for them. Others' Ray stays as it is."""
         with self._lock:
-            if self._is_connected():
+            is_connected = self._is_connected()
+            if is_connected:
                 self._release()
             if self._folder is not None:
-                import ray
+                if is_connected:
+                    import ray
 
-                ray.shutdown()
+                    ray.shutdown()
                 self._folder.cleanup()
                 self._folder = self._keeper = None
 
@@ -86,10 +93,10 @@ class Session:
         try:
             ray.get(self._keeper.release.remote(), timeout=RELEASED_WITHIN_S)
         except (GetTimeoutError, RayError):
-            # It waits for a replica that does not start: both end with it.
+            # It waits for a replica that does not start. Both end with it.
             with suppress(RayError):
                 ray.kill(self._keeper)
-            self._keeper = None
+            self._job_id = None
 
     def _is_connected(self) -> bool:
         if self._keeper is None:

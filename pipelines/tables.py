@@ -129,12 +129,17 @@ class PandasTable:
 
     def arrow(self, names: Sequence[str] | None = None) -> pa.Table:
         """See `CallersTable`; all columns are those with the index, as pandas stores it in Parquet."""
-        if names is None:
-            try:
-                return pa.Table.from_pandas(self._frame)
-            except (pa.ArrowException, TypeError, ValueError):
-                names = [str(name) for name in self._frame.columns]
-        return pa.table({name: self._column(name) for name in names})
+        if names is not None:
+            return pa.table({name: self._column(name) for name in names})
+        try:
+            return pa.Table.from_pandas(self._frame)
+        except (pa.ArrowException, TypeError, ValueError):
+            for name in self.names:
+                self._column(name)
+            raise ConfigError(
+                "data: it has a column or an index that Arrow cannot hold, or a text that is no Unicode; to write it, "
+                "repair it or leave it out"
+            ) from None
 
     def _column(self, name: str) -> pa.Array:
         if list(self._frame.columns).count(name) > 1:
@@ -208,9 +213,8 @@ class DatasetsTable:
 
         columns = [_map_as_struct(column) for column in added.columns]
         beside = datasets.Dataset(pa.table(columns, names=added.column_names))
-        joined = datasets.concatenate_datasets(
-            [self._dataset.with_format(None), beside], axis=1, info=self._dataset.info, split=self._dataset.split
-        )
+        parts = [self._dataset.with_format(None), beside]
+        joined = datasets.concatenate_datasets(parts, axis=1, split=self._dataset.split)
         shown = self._dataset.format
         if shown["type"] is None and set(shown["columns"]) == set(self._dataset.column_names):
             return joined

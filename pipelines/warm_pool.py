@@ -6,6 +6,7 @@ asked for: by that process for a DataFrame, by a task of Ray Data for a dataset.
 the process. Where a pool has no room beside one that rests, that one goes: two models need not fit.
 """
 
+import sys
 import threading
 import time
 from collections import deque
@@ -30,9 +31,10 @@ MAX_TABLES = 16  # in one replica at once
 # A table that ends its replica is tried so often again; Ray Data would never stop.
 MAX_RETRIES = 2
 # A pool rests when nothing was asked of its replicas for so long: between two tables of one cell less passes.
-RESTS_AFTER_S = 2.0
+RESTS_AFTER_S = 1.0
 ANSWERS_WITHIN_S = 2.0
 LOOK_EVERY_S = 0.25
+TELL_AFTER_S = 60.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -227,8 +229,16 @@ class WarmReplicas:
         raise _ended(asked.table)
 
     def _ask_for(self, without: tuple[Any, ...] = ()) -> list[Any]:
+        asked = self._keeper.replicas.remote(self._spec, self._number, without)
+        if not ray.wait([asked], timeout=TELL_AFTER_S)[0]:
+            plan = self._spec.plan
+            claim = f"{plan.num_gpus:g} GPUs and {plan.num_cpus:g} CPUs"
+            print(  # noqa: T201 - it is meant for the cell, or the log of Ray Data
+                f"waiting for {self._number} replicas of {claim} each: a model is loaded, or the cluster has no room",
+                file=sys.stderr,
+            )
         try:
-            replicas: list[Any] = ray.get(self._keeper.replicas.remote(self._spec, self._number, without))
+            replicas: list[Any] = ray.get(asked)
         except (RayTaskError, RayActorError) as error:
             ours = as_ours(error)
             if ours is None:
