@@ -21,21 +21,23 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from gptj_batch.errors import GPTJBatchError, OutputError, OutputInUseError
-from gptj_batch.records.attempts import Attempts, forget_attempts
+from gptj_batch.errors import GPTJBatchError, OutputInUseError
+from gptj_batch.records.attempts import Attempts
 from gptj_batch.records.lease import Fence, take_lease
-from gptj_batch.records.progress import pending_units
-from gptj_batch.records.publish import is_complete, publish
+from gptj_batch.records.publish import is_complete
 from gptj_batch.records.unchanged import check_unchanged
 from gptj_batch.stages.resources import plan_replicas
-from jobs.cluster import connected, node_resources
-from jobs.failures import Stopped, as_ours, ending, stop_on_signals
+from jobs.cluster import connected
+from jobs.failures import Stopped, ending, stop_on_signals
 from jobs.limits import TimeLimits
+from pipelines.cluster import node_resources
 from pipelines.config import Job, load_job
+from pipelines.finish import finish
 from pipelines.no_rows import write_no_rows
 from pipelines.prepare import Run, check_output, claim_output, prepare
 from pipelines.progress import Progress
-from pipelines.report import Report, read_report, write_failure, write_report
+from pipelines.ray_errors import as_ours
+from pipelines.report import Report, read_report, write_failure
 from pipelines.report_page import page_path, write_page
 
 
@@ -86,7 +88,6 @@ def _finished(run: Run) -> Report | None:
 def _execute(run: Run, pending: NDArray[np.int32], address: str | None, fence: Fence, limits: TimeLimits) -> Report:
     """Do the pending units, check that none is missing, publish the output and its report."""
     started = time.time()
-    job = run.job
     num_pending_rows = sum(run.plan.unit(int(index)).num_rows for index in pending)
     progress = Progress(num_pending_rows, sys.stderr)
     facts: dict[str, Any] = {}
@@ -102,22 +103,7 @@ def _execute(run: Run, pending: NDArray[np.int32], address: str | None, fence: F
             attempts.forget_running()
             raise
         check_unchanged(run.inputs.files)
-    missing = pending_units(job.output.path, run.plan)
-    if len(missing):
-        raise OutputError(f"{len(missing)} of {run.plan.num_units} units were not written; run the same job again")
-    report = Report.of_units(run, progress.counts, progress.seconds, started, facts)
-    fence.check()
-    write_report(run, report)
-    publish(
-        job.output.path,
-        run.plan.num_units,
-        job.output.target_file_mb * 2**20,
-        job.output.compression,
-        run.plan.num_rows,
-    )
-    forget_attempts(job.output.path)
-    write_page(report)
-    return report
+    return finish(run, progress.counts, progress.seconds, started, facts, fence)
 
 
 @contextmanager

@@ -176,7 +176,7 @@ def _is_this_machine(host: str) -> bool:
 
 
 def _client(address: str) -> "JobSubmissionClient":
-    from jobs.cluster import set_environment
+    from pipelines.cluster import set_environment
 
     set_environment(address)
     with _quiet_ray():

@@ -92,15 +92,31 @@ def prepare(job: Job) -> Run:
 
     Raises ConfigError, InputError or CheckpointError; nothing has been started or written then.
     """
+    _check_apart(_paths(job), job.output.path)
+    return prepare_on(job, find_inputs(job))
+
+
+def find_inputs(job: Job) -> InputFiles:
+    """Return the files that a job reads. Raises ConfigError or InputError."""
+    source = job.input
+    return list_files(_paths(job), source.format, job.errors.bad_files, subset=source.subset, split=source.split)
+
+
+def _paths(job: Job) -> list[str]:
+    return [job.input.path] if isinstance(job.input.path, str) else list(job.input.path)
+
+
+def prepare_on(job: Job, inputs: InputFiles, are_columns_known: bool = True) -> Run:
+    """Check a job against these inputs and its model; see `prepare`.
+
+    are_columns_known: false for a dataset that will only say when it is executed what columns it has
+    """
     if job.backend.kind == "vllm":
         raise ConfigError("backend.kind: vllm is not in this version; use native, or auto")
-    paths = [job.input.path] if isinstance(job.input.path, str) else list(job.input.path)
-    _check_apart(paths, job.output.path)
-    source = job.input
-    inputs = list_files(paths, source.format, job.errors.bad_files, subset=source.subset, split=source.split)
     model = read_facts(job.model.path, job.model.revision, job.task.head)
     task = make_task(job.task, model)
-    _check_columns(job, task, inputs.schema)
+    if are_columns_known:
+        _check_columns(job, task, inputs.schema)
     _check_model(job, task, model)
     rows_per_unit = unit_rows(min(inputs.num_rows, job.input.limit or inputs.num_rows))
     return Run(job=job, task=task, inputs=inputs, plan=plan_units(inputs, rows_per_unit, job.input.limit), model=model)
@@ -132,16 +148,25 @@ def _check_apart(paths: Sequence[str], output: str) -> None:
 def _check_columns(job: Job, task: Task, schema: pa.Schema) -> None:
     columns = None if job.input.columns is None else list(job.input.columns)
     schema = select_columns(schema, columns)
-    task.check_columns(schema.names)
-    if internal := [name for name in schema.names if name.startswith(INTERNAL)]:
+    check_names(job, task, schema.names)
+    check_storable(output_schema(schema, _added(task), job.output.prefix))
+
+
+def check_names(job: Job, task: Task, names: Sequence[str]) -> None:
+    """Raise ConfigError where a column that the job reads is not among `names`, or one that it adds is."""
+    task.check_columns(names)
+    if internal := [name for name in names if name.startswith(INTERNAL)]:
         raise ConfigError(
             f"input.columns: {name_list(internal)}: columns between the stages begin with {INTERNAL}; leave them out "
             "with input.columns, or rename them"
         )
-    if job.input.key is not None and job.input.key not in schema.names:
-        raise ConfigError(f'input.key: the input has no column "{job.input.key}"; it has {", ".join(schema.names)}')
-    added = task.adds.append(pa.field(ERROR_COLUMN, pa.string()))
-    check_storable(output_schema(schema, added, job.output.prefix))
+    if job.input.key is not None and job.input.key not in names:
+        raise ConfigError(f'input.key: the input has no column "{job.input.key}"; it has {", ".join(names)}')
+    output_schema(pa.schema([pa.field(name, pa.null()) for name in names]), _added(task), job.output.prefix)
+
+
+def _added(task: Task) -> pa.Schema:
+    return task.adds.append(pa.field(ERROR_COLUMN, pa.string()))
 
 
 def _check_model(job: Job, task: Task, model: ModelFacts) -> None:

@@ -52,12 +52,15 @@ class InferStage:
     """Hold one replica of the model and run tables through it; several calls at once share its engine.
 
     care: how rows that end or stop the replica are dealt with; without it, they end or stop the run
+    backend: one that runs already, for a replica that serves several tasks; None starts one
     """
 
-    def __init__(self, task: Task, replica: ReplicaSettings, care: RowCare | None = None) -> None:
+    def __init__(
+        self, task: Task, replica: ReplicaSettings, care: RowCare | None = None, backend: Backend | None = None
+    ) -> None:
         tokenizer = load_tokenizer(replica.model_path, replica.revision)
         self._requests = task.request_maker(tokenizer)
-        self._backend = _start(replica, task.head)
+        self._backend = backend or start_backend(replica, task.head)
         self._task = calibrated(task, tokenizer, self._backend)
         self._duplicates = Duplicates() if isinstance(task, Deduplicated) and task.deduplicate else None
         self._careful = None if care is None else CarefulRunner(self._backend, care, run=self._run)
@@ -125,7 +128,8 @@ def calibrated(task: Task, tokenizer: Tokenizer, backend: Backend) -> Task:
     return task.with_baseline(backend.run(requests), tokenizer)
 
 
-def _start(replica: ReplicaSettings, head: Head) -> Backend:
+def start_backend(replica: ReplicaSettings, head: Head) -> Backend:
+    """Load the model with a head. Raises ConfigError or CheckpointError."""
     if replica.kind != "fake":
         import torch
 

@@ -70,17 +70,20 @@ class WriteStage:
         if self._fence is not None:  # a worker that outlived its run must not write into the next one's output
             self._fence.check()
         write_unit(records, self._output, unit.index, self._compression, lineage)
-        counts = {
-            "unit": unit.index,
-            "rows": table.num_rows,
-            "failed": table.num_rows - table.column(self._error_column).null_count,
-            "truncated": int(pc.sum(pc.greater(table.column(NUM_DROPPED_TOKENS), 0)).as_py() or 0),
-            "duplicates": int(pc.sum(table.column(IS_DUPLICATE)).as_py() or 0),
-            "prompt_tokens": int(pc.sum(table.column(NUM_PROMPT_TOKENS)).as_py() or 0),
-            "generated_tokens": int(pc.sum(table.column(NUM_GENERATED_TOKENS)).as_py() or 0),
-            "backend": backend,
-        }
+        counts = {"unit": unit.index, **counts_of(table, self._error_column), "backend": backend}
         return pa.Table.from_pylist([counts], schema=COUNTS)
+
+
+def counts_of(table: pa.Table, error_column: str) -> dict[str, int]:
+    """Return how many rows, failures, cut prompts and tokens are in a finished unit."""
+    return {
+        "rows": table.num_rows,
+        "failed": table.num_rows - table.column(error_column).null_count,
+        "truncated": int(pc.sum(pc.greater(table.column(NUM_DROPPED_TOKENS), 0)).as_py() or 0),
+        "duplicates": int(pc.sum(table.column(IS_DUPLICATE)).as_py() or 0),
+        "prompt_tokens": int(pc.sum(table.column(NUM_PROMPT_TOKENS)).as_py() or 0),
+        "generated_tokens": int(pc.sum(table.column(NUM_GENERATED_TOKENS)).as_py() or 0),
+    }
 
 
 def _only(table: pa.Table, name: str) -> int:

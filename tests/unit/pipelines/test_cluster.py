@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from jobs.cluster import set_environment
+from pipelines.cluster import set_environment
 
 
 @pytest.fixture
