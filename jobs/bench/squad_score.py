@@ -1,4 +1,4 @@
-"""Exact match and F1 as SQuAD 2.0's own evaluation counts them: evaluate-v2.0.py, rajpurkar.github.io/SQuAD-explorer."""
+"""Exact match and F1 as SQuAD 2.0's own evaluation has them: rajpurkar.github.io/SQuAD-explorer, evaluate-v2.0.py."""
 
 import re
 import string
