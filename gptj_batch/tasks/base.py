@@ -15,7 +15,7 @@ from gptj_batch.results import AnyResult
 
 ERROR_COLUMN = "error"
 # Added columns that hold what a record says or a model answers to it: never shown in a log or a report.
-FREE_TEXT_COLUMNS = frozenset({"generated_text", "answer_text"})
+FREE_TEXT_COLUMNS = frozenset({"generated_text", "answer_text", "answers"})
 
 
 class Settings(BaseModel):

@@ -104,7 +104,8 @@ def test_answers_are_those_of_the_dense_model_held_to_the_text(desk: Desk, tiny:
 
 @pytest.mark.parametrize("backend", ["native", "fake"])
 def test_offsets_are_exact_and_a_bad_row_touches_no_other(desk: Desk, backend: str) -> None:
-    task = {**TASK, "prompt": "{{ text }} A:", "max_answers": 3, "max_answer_tokens": 5}
+    prompt = "{{ text if text[0] == '~' else text[:12] }} A:"
+    task = {**TASK, "prompt": prompt, "max_answers": 3, "max_answer_tokens": 5}
     rows = run(desk, backend, TEXTS, task, backend={"kind": backend})
     for row in rows:
         if row["id"] in (2, 4, 5):
