@@ -130,9 +130,9 @@ def parse_fields(
 
 def _bad(records: Records, ragged: Sequence[tuple[int, int]], num_columns: int) -> BadTextError:
     """Return what is wrong; Arrow's own message would quote the row."""
-    for index, line in enumerate(records):
+    for index, record in enumerate(records):
         try:
-            line.decode("utf-8")
+            record.decode("utf-8")
         except UnicodeDecodeError as error:
             return BadTextError(
                 f"line {records.line_of(index)}: byte {error.start} is not UTF-8; convert the file to UTF-8"

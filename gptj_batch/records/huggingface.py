@@ -96,7 +96,7 @@ def _of_split(path: str, place: Place, names: set[str], files: list[str], split:
 def _choose(path: str, splits: Sequence[str], split: str | None) -> str:
     if split is None and len(splits) == 1:
         return splits[0]
-    if split not in splits:
+    if split is None or split not in splits:
         found = "it is not set" if split is None else f'got "{split}"'
         raise ConfigError(f"input.split: {path} has the splits {', '.join(splits)}; name one of them, {found}")
     return split

@@ -10,12 +10,12 @@ from threading import get_ident
 import pyarrow as pa
 from pyarrow import fs
 
-from gptj_batch.records.csv_text import HEADER_ROW, csv_splitter, csv_table
+from gptj_batch.records.csv_text import HEADER_ROW, csv_table
 from gptj_batch.records.formats import FileFormat, compression_of, delimiter_of
 from gptj_batch.records.jsonl import jsonl_table
 from gptj_batch.records.locate import locate
 from gptj_batch.records.plan import Unit
-from gptj_batch.records.text import BadTextError, Records, TextStream, split_lines
+from gptj_batch.records.text import BadTextError, Records, TextStream, csv_splitter, split_lines
 
 
 def read_text(unit: Unit, schema: pa.Schema) -> pa.Table:

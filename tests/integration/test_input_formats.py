@@ -33,7 +33,7 @@ def write_rows(folder: Path, kind: str) -> Path:
         elif kind.startswith("jsonl"):
             write_text(folder / f"{index}.{kind}", "".join(json.dumps(row) + "\n" for row in rows))
         elif kind.startswith("csv"):
-            table.to_pandas().to_csv(folder / f"{index}.{kind}", index=False)
+            write_text(folder / f"{index}.{kind}", table.to_pandas().to_csv(index=False))
         elif kind == "hive":
             (folder / f"part={index}").mkdir()
             pq.write_table(table, folder / f"part={index}" / "a.parquet")
@@ -111,22 +111,25 @@ def test_a_file_that_changed_between_two_runs_is_seen(desk: Desk) -> None:
 
 @pytest.mark.parametrize("ending", ["parquet", "arrow"])
 def test_every_type_comes_out_as_it_went_in(desk: Desk, ending: str) -> None:
-    before = rare_types()
     source = desk.folder / f"a.{ending}"
     if ending == "parquet":
-        pq.write_table(before, source, row_group_size=40)
-        before = pq.read_table(source)
+        pq.write_table(rare_types(), source, row_group_size=40)
     else:
-        write_arrow(source, before, batch_rows=33)
+        write_arrow(source, rare_types(), batch_rows=33)
+    # Of a type that Parquet does not know by itself (a dictionary of large strings), what it makes of it.
+    pq.write_table(rare_types(), desk.folder / "expected")
+    before = pq.read_table(desk.folder / "expected")
     ended = desk.run(desk.job(source, GENERATE, **FAKE))
     assert ended.code == 0, ended.stderr
     after = output_table(desk.output())
     kept = after.select(before.column_names)
     metadata = {key: value for key, value in kept.schema.metadata.items() if key != b"gptj_batch"}
     for name in before.column_names:
-        assert kept.schema.field(name).equals(before.schema.field(name), check_metadata=ending == "parquet"), name
+        assert kept.schema.field(name).equals(before.schema.field(name)), name
         assert kept.column(name).to_pylist() == before.column(name).to_pylist(), name
     assert same_columns(kept.schema.with_metadata(metadata), before.schema)
+    lost = [field.name for field in before.schema if not field.equals(rare_types().schema.field(field.name))]
+    assert lost == ["dict_large", "dict_int"]
 
 
 def test_the_index_of_pandas_comes_back(desk: Desk) -> None:

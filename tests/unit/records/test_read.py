@@ -343,3 +343,12 @@ def test_memory_stays_flat_however_long_a_text_file_is(tmp_path):
     finally:
         tracemalloc.stop()
     assert peak < 25 * 2**20, "the file has 52 MB"
+
+
+def test_dictionaries_inside_of_lists_and_structs_are_read_over_several_row_groups(tmp_path):
+    words = pa.array([f"v{i % 9}" for i in range(90)]).dictionary_encode()
+    lists = pa.ListArray.from_arrays(pa.array(range(91), pa.int32()), words)
+    table = pa.table({"lists": lists, "structs": pa.StructArray.from_arrays([words], ["word"])})
+    write_parquet(tmp_path / "a.parquet", table, row_group_size=20)
+    (unit,) = units(tmp_path, max_rows=90)
+    assert read_unit(unit).equals(table)
