@@ -94,24 +94,24 @@ class Line:
 
     def finish(self) -> None:
         """See `Shown`."""
-        counts, seconds = self.counts, max(self.seconds, 1e-9)
-        text = (
-            f"{self._name}: {counts.rows:,} rows in {duration(seconds)} | {counts.rows / seconds:,.1f} rows/s | "
-            f"{_tokens_per_s(counts, seconds)}"
-        )
+        text = _last_line(self._name, self.counts, self.seconds)
         self._stream.write(f"\r\x1b[K{text}\n" if self._stream.isatty() else f"{text}\n")
         self._stream.flush()
 
 
 class Bar:
-    """A bar of tqdm with rows/s, tokens/s and failures; a widget where ipywidgets are installed, else text."""
+    """A bar of tqdm with rows/s, tokens/s and failures; a widget where ipywidgets are installed, else text.
+
+    A widget is not stored with the notebook: at its end the bar goes, and a line with the whole call's rates stays.
+    """
 
     def __init__(self, name: str, total_rows: int | None) -> None:
         if find_spec("ipywidgets") is not None:
             from tqdm.notebook import tqdm
         else:
             from tqdm import tqdm
-        self._bar = tqdm(total=total_rows, desc=name, unit=" rows", file=sys.stderr)
+        self._name = name
+        self._bar = tqdm(total=total_rows, desc=name, unit=" rows", file=sys.stderr, leave=False)
         self._tally = Silent()
         self._first: tuple[float, Counts] | None = None
         self._shown_s = 0.0
@@ -139,9 +139,14 @@ class Bar:
             self._bar.set_postfix_str(_tokens_per_s(self.counts, now - since, before.tokens))
 
     def finish(self) -> None:
-        """See `Shown`; at the end stands the whole call's rate."""
-        self._bar.set_postfix_str(_tokens_per_s(self.counts, self.seconds))
+        """See `Shown`."""
         self._bar.close()
+        sys.stdout.write(_last_line(self._name, self.counts, self.seconds) + "\n")
+
+
+def _last_line(name: str, counts: Counts, seconds: float) -> str:
+    rows_per_s = f"{counts.rows / max(seconds, 1e-9):,.1f} rows/s"
+    return f"{name}: {counts.rows:,} rows in {duration(seconds)} | {rows_per_s} | {_tokens_per_s(counts, seconds)}"
 
 
 def _tokens_per_s(counts: Counts, seconds: float, tokens_before: int = 0) -> str:
