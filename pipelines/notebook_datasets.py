@@ -16,8 +16,9 @@ from ray.exceptions import RayError
 
 from gptj_batch.errors import InputError
 from gptj_batch.records.output import OutputFolder
+from gptj_batch.records.plan import PlannedFile
 from gptj_batch.records.publish import is_complete
-from gptj_batch.records.read import InputFile, InputFiles, UnitPlan, list_files
+from gptj_batch.records.read import InputFile, InputFiles, UnitPlan, list_files, plan_units
 from gptj_batch.records.schema import output_schema, select_columns
 from gptj_batch.records.write import write_unit
 from gptj_batch.stages.columns import BACKEND_FACTS
@@ -97,65 +98,6 @@ def _executed(dataset: Dataset) -> Any:
 def _of_output(run: Run, call: Call) -> Dataset:
     files = list_files([run.job.output.path], "parquet")
     plan = plan_units(files, run.plan.max_rows_per_unit)
-    every = np.arange(run.plan.num_units, dtype=np.int32)
-    session().keeper()
-    if not run.plan.num_rows:
-        schema = select_columns(run.inputs.schema, run.columns)
-        empty: Dataset = ray.data.from_arrow(output_schema(schema, added_schema(run)).empty_table())
-        return empty
-    result = on_cpu(_units(run, every), public)
-    session().remember(result, Call.of(run))
-    return result
-
-
-def _units(run: Run, pending: NDArray[np.int32]) -> Dataset:
-    """Return the finished pending units, each as one block."""
-    units = unit_numbers_in_order(len(pending))
-    records = on_cpu(units, ReadStage(run.plan, pending, run.columns, run.job.input.key))
-    return on_cpu(records, Enrich(run, warm_replicas(run, len(pending))).unit)
-
-
-def _written(run: Run, progress: bool) -> Dataset:
-    """Do what is still to do of a job, and return the records of its output."""
-    pending = claim_output(run)
-    output, started = run.job.output, time.time()
-    session().keeper()
-    shown = progress_of(run.job.task.kind, sum(run.plan.unit(int(index)).num_rows for index in pending), progress)
-    backend: dict[str, Any] = {}
-    if not is_complete(output.path):
-        if not run.plan.num_rows:
-            write_no_rows(run)
-        elif len(pending):
-            root = OutputFolder.at(output.path).root.as_posix()
-            write = WriteStage(run.plan, root, output.compression, run.error_column, run.lineage())
-            for table in _executed(on_cpu(_units(run, pending), write)):
-                for counts in table.to_pylist():
-                    shown.add(counts)
-                    backend = json.loads(counts["backend"])
-        shown.finish()
-        finish(run, shown.counts, shown.seconds, started, backend)
-    return _of_output(run, Call.of(run, shown, backend))
-
-
-def _executed(dataset: Dataset) -> Any:
-    """Yield a dataset's blocks. Raises GPTJBatchError, freed of what Ray puts around it."""
-    try:
-        yield from dataset.iter_batches(batch_size=None, batch_format="pyarrow")
-    except RayError as error:
-        ours = as_ours(error)
-        if ours is None:
-            raise
-        raise ours from None
-
-
-def _of_output(run: Run, call: Call) -> Dataset:
-    files = list_files([run.job.output.path], "parquet")
-    plan = UnitPlan(
-        tuple((file.path, file.format, file.num_rows, file.size_bytes) for file in files.files),
-        tuple(file.num_rows for file in files.files),
-        run.plan.max_rows_per_unit,
-        files.schema,
-    )
     every = np.arange(plan.num_units, dtype=np.int32)
     if not files.num_rows:
         empty: Dataset = ray.data.from_arrow(files.schema.empty_table())
@@ -200,8 +142,8 @@ def _written_blocks(run: Run, blocks: Dataset, progress: bool) -> Dataset:
     shown.finish()
     if not sizes:
         raise InputError("data: the dataset has no rows, so there is nothing to write")
-    files = tuple(("dataset", "arrow", size, 0) for size in sizes)
-    plan = UnitPlan(files, tuple(sizes), max(sizes), run.plan.schema)  # type: ignore[arg-type]
+    files = tuple(PlannedFile("dataset", "arrow", size, 0, (), None, ()) for size in sizes)
+    plan = UnitPlan(files, tuple(sizes), max(sizes), run.plan.schema)
     run = Run(job=run.job, task=run.task, inputs=run.inputs, plan=plan, model=run.model)
     finish(run, shown.counts, shown.seconds, started, backend)
     return _of_output(run, Call.of(run, shown, backend))
