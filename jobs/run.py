@@ -79,13 +79,7 @@ def _execute(run: Run, pending: NDArray[np.int32], address: str | None) -> Repor
         raise OutputError(f"{len(missing)} of {run.plan.num_units} units were not written; run the same job again")
     report = Report.of_units(run, progress.counts, progress.seconds, started, facts)
     write_report(run, report)
-    publish(
-        job.output.path,
-        run.plan.num_units,
-        job.output.target_file_mb * 2**20,
-        job.output.compression,
-        run.plan.num_rows,
-    )
+    publish(job.output.path, run.plan.num_units, job.output.form, run.plan.num_rows)
     _write_page(run, report)
     return report
 

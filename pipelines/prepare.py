@@ -15,7 +15,9 @@ from gptj_batch.errors import CheckpointError, ConfigError
 from gptj_batch.model_folder import CLASS_NAMES, DEMO, ModelFacts, read_facts
 from gptj_batch.prompts.tokenizer import Tokenizer
 from gptj_batch.records.output import OutputFolder
+from gptj_batch.records.partitions import check_partitions
 from gptj_batch.records.progress import clean, contents, differences, load_plan, pending_units, save_plan
+from gptj_batch.records.publish import published_form
 from gptj_batch.records.read import InputFiles, UnitPlan, list_files, plan_units
 from gptj_batch.records.schema import check_storable, name_list, output_schema, select_columns
 from gptj_batch.stages.columns import PREFIX as INTERNAL
@@ -66,7 +68,10 @@ class Run:
         }
 
     def fingerprint(self) -> dict[str, Any]:
-        """Return everything that decides the output; a rerun may only go on where all of it is the same."""
+        """Return everything that decides the rows; a rerun may only go on where all of it is the same.
+
+        The form of the parts is not in it: until they are published another may be chosen, and nothing is done again.
+        """
         files = {
             file.path: f"{file.num_rows} rows, {file.size_bytes} bytes, {file.mtime_ns}" for file in self.inputs.files
         }
@@ -81,7 +86,7 @@ class Run:
             "task": self.job.task.model_dump(mode="json"),
             "model": {"identity": self.model.identity, "dtype": self.job.model.dtype},
             "backend": {"kind": self.job.backend.kind},
-            "output": {"prefix": self.job.output.prefix, "compression": self.job.output.compression},
+            "output": {"prefix": self.job.output.prefix},
             "rows_per_unit": self.plan.max_rows_per_unit,
         }
 
@@ -139,7 +144,11 @@ def _check_columns(job: Job, task: Task, schema: pa.Schema) -> None:
     if job.input.key is not None and job.input.key not in schema.names:
         raise ConfigError(f'input.key: the input has no column "{job.input.key}"; it has {", ".join(schema.names)}')
     added = task.adds.append(pa.field(ERROR_COLUMN, pa.string()))
-    check_storable(output_schema(schema, added, job.output.prefix))
+    result = output_schema(schema, added, job.output.prefix)
+    check_storable(result)
+    check_partitions(result, job.output.partition_by)
+    if job.output.format == "jsonl" and len(set(result.names)) < len(result.names):
+        raise ConfigError("output.format: two columns have one name, which JSON objects cannot have; use parquet")
 
 
 def _check_model(job: Job, task: Task, model: ModelFacts) -> None:
@@ -180,9 +189,15 @@ def claim_output(run: Run) -> NDArray[np.int32]:
     fingerprint = run.fingerprint()
     if earlier is None:
         save_plan(path, fingerprint)
-    elif changed := differences(earlier, fingerprint):
+    elif changed := differences(earlier, fingerprint) or _other_form(run):
         raise ConfigError(_other_configuration(path, changed))
     return pending_units(path, run.plan)
+
+
+def _other_form(run: Run) -> list[str]:
+    """Return how the parts of a finished output differ from what is asked for."""
+    published = published_form(run.job.output.path)
+    return [] if published is None else differences({"output": published}, {"output": run.job.output.form.facts()})
 
 
 def _other_configuration(path: str, changed: list[str]) -> str:

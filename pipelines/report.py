@@ -10,11 +10,10 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-import pyarrow.parquet as pq
-
 import gptj_batch
 from gptj_batch.errors import OutputError
 from gptj_batch.records.output import OutputFolder
+from gptj_batch.records.part_reader import read_column
 from pipelines.config import ErrorSettings
 from pipelines.prepare import Run
 from pipelines.progress import Counts, duration
@@ -138,7 +137,7 @@ def count_errors(run: Run) -> dict[str, int]:
     counts: dict[str, int] = {}
     # Parts only where a publication was finished and its report lost.
     for file in [folder.unit(index) for index in folder.unit_indices()] or folder.parts():
-        column = pq.read_table(file, columns=[run.error_column]).column(0)
+        column = read_column(folder, file, run.error_column)
         if column.null_count < len(column):
             for entry in column.drop_null().value_counts().to_pylist():
                 counts[entry["values"]] = counts.get(entry["values"], 0) + entry["counts"]

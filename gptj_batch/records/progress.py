@@ -2,7 +2,7 @@
 
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -62,7 +62,13 @@ def clean(output: str | Path) -> None:
     # The plan goes last: until then the folder is known for what it was, and no other run goes on with its units.
     doomed = [folder.success, *folder.parts(), folder.units, folder.staging]
     doomed += [path for path in _entries(folder.private) if path not in (*doomed, folder.plan)]
-    for path in [*doomed, folder.plan, folder.private]:
+    _remove_all(doomed)
+    folder.remove_empty_partitions()
+    _remove_all([folder.plan, folder.private])
+
+
+def _remove_all(paths: Iterable[Path]) -> None:
+    for path in paths:
         try:
             _remove(path)
         except OSError as error:

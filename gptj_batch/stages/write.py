@@ -35,12 +35,9 @@ COUNTS = pa.schema(
 class WriteStage:
     """Write whole units atomically; writing one again replaces it."""
 
-    def __init__(
-        self, plan: UnitPlan, output: str, compression: str, error_column: str, lineage: Mapping[str, Any]
-    ) -> None:
+    def __init__(self, plan: UnitPlan, output: str, error_column: str, lineage: Mapping[str, Any]) -> None:
         self._plan = plan
         self._output = output
-        self._compression = compression
         self._error_column = error_column
         self._lineage = dict(lineage)
 
@@ -57,7 +54,7 @@ class WriteStage:
         backend = metadata.pop(BACKEND_FACTS, b"{}").decode()
         lineage = json.dumps({**self._lineage, "backend": json.loads(backend)}, sort_keys=True).encode()
         records = without_internal(table).replace_schema_metadata(metadata or None)
-        write_unit(records, self._output, unit.index, self._compression, lineage)
+        write_unit(records, self._output, unit.index, metadata=lineage)
         counts = {
             "unit": unit.index,
             "rows": table.num_rows,
