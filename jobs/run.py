@@ -21,6 +21,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from gptj_batch.errors import GPTJBatchError, OutputError
+from gptj_batch.records.beside import change_places
 from gptj_batch.records.progress import pending_units
 from gptj_batch.records.publish import is_complete, publish
 from gptj_batch.stages.resources import plan_replicas
@@ -29,7 +30,7 @@ from jobs.cluster import connected, node_resources
 from jobs.failures import Stopped, as_ours, ending, stop_on_signals
 from pipelines.config import Job, load_job
 from pipelines.no_rows import write_no_rows
-from pipelines.prepare import Run, claim_output, prepare
+from pipelines.prepare import Run, claim_output, placed, prepare
 from pipelines.progress import Progress
 from pipelines.report import Report, read_report, write_failure, write_report
 from pipelines.report_page import page_path, write_page
@@ -44,8 +45,11 @@ def run_job(job: Job, address: str | None = None) -> int:
         run = prepare(job)
         for file in run.inputs.skipped:
             print(f"skipped: {file}", file=sys.stderr)
+        run = placed(run)
         pending = claim_output(run)
-        if is_complete(run.job.output.path) and (report := read_report(run.job.output.path)) is not None:
+        if is_complete(run.folder) and (report := read_report(run.folder)) is not None:
+            if run.is_beside:  # the run that made it was cut off before the last step
+                change_places(run.job.output.path)
             print(f"Nothing to do: {run.job.output.path} is complete.", file=sys.stderr)
             # by this job's limit, which may be another one than that of the run that made it
             report = report.judged(run.job.errors)
@@ -74,12 +78,14 @@ def _execute(run: Run, pending: NDArray[np.int32], address: str | None) -> Repor
         _tell_start(run, len(pending), num_pending_rows)
         with connected(address):
             facts = _run_units(run, pending, progress)
-    missing = pending_units(job.output.path, run.plan)
+    missing = pending_units(run.folder, run.plan)
     if len(missing):
         raise OutputError(f"{len(missing)} of {run.plan.num_units} units were not written; run the same job again")
     report = Report.of_units(run, progress.counts, progress.seconds, started, facts)
     write_report(run, report)
-    publish(job.output.path, run.plan.num_units, job.output.form, run.plan.num_rows)
+    publish(run.folder, run.plan.num_units, job.output.form, run.plan.num_rows)
+    if run.is_beside:
+        change_places(job.output.path)
     _write_page(run, report)
     return report
 

@@ -1,7 +1,7 @@
 """Preparing a run: everything that can be wrong is found before anything starts, and before any weight is read."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import takewhile
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ import gptj_batch
 from gptj_batch.errors import CheckpointError, ConfigError
 from gptj_batch.model_folder import CLASS_NAMES, DEMO, ModelFacts, read_facts
 from gptj_batch.prompts.tokenizer import Tokenizer
+from gptj_batch.records.beside import begin_beside, beside, can_build_beside, settle
 from gptj_batch.records.output import OutputFolder
 from gptj_batch.records.partitions import check_partitions
 from gptj_batch.records.progress import clean, contents, differences, load_plan, pending_units, save_plan
@@ -39,6 +40,12 @@ class Run:
     inputs: InputFiles
     plan: UnitPlan
     model: ModelFacts
+    is_beside: bool = False
+
+    @property
+    def folder(self) -> str:
+        """Return where the run writes: the output's folder, or one beside it until the two change places."""
+        return str(beside(self.job.output.path)) if self.is_beside else self.job.output.path
 
     @property
     def model_path(self) -> str:
@@ -170,6 +177,18 @@ def _check_model(job: Job, task: Task, model: ModelFacts) -> None:
     task.request_maker(tokenizer)
 
 
+def placed(run: Run) -> Run:
+    """Return the run with the place where it writes: beside a complete output that is to be overwritten.
+
+    Where that cannot be (the folder is a mount point, or the one above is not ours to write), the old output goes
+    first. Raises OutputError.
+    """
+    path = run.job.output.path
+    settle(path)
+    overwrites = run.job.output.on_exists == "overwrite" and contents(path) == "ours"
+    return replace(run, is_beside=overwrites and can_build_beside(path))
+
+
 def claim_output(run: Run) -> NDArray[np.int32]:
     """Make the output folder this run's, as `output.on_exists` says, and return the units still to do.
 
@@ -183,20 +202,31 @@ def claim_output(run: Run) -> NDArray[np.int32]:
         raise ConfigError(
             f"output.path: {path} holds files that gptj-batch did not make; choose another path, or empty the folder"
         )
-    if found == "ours" and on_exists == "overwrite":
-        clean(path)
-    earlier = load_plan(path)
     fingerprint = run.fingerprint()
+    if run.is_beside:
+        _claim_beside(run, fingerprint)
+    elif found == "ours" and on_exists == "overwrite":
+        clean(path)
+    earlier = load_plan(run.folder)
     if earlier is None:
-        save_plan(path, fingerprint)
+        save_plan(run.folder, fingerprint)
     elif changed := differences(earlier, fingerprint) or _other_form(run):
         raise ConfigError(_other_configuration(path, changed))
-    return pending_units(path, run.plan)
+    return pending_units(run.folder, run.plan)
+
+
+def _claim_beside(run: Run, fingerprint: dict[str, Any]) -> None:
+    """Go on with what an interrupted run of the same configuration left beside the old output, or begin anew."""
+    if contents(run.folder) == "ours":
+        earlier = load_plan(run.folder)
+        if earlier is None or differences(earlier, fingerprint) or _other_form(run):
+            clean(run.folder)
+    begin_beside(run.job.output.path)
 
 
 def _other_form(run: Run) -> list[str]:
     """Return how the parts of a finished output differ from what is asked for."""
-    published = published_form(run.job.output.path)
+    published = published_form(run.folder)
     return [] if published is None else differences({"output": published}, {"output": run.job.output.form.facts()})
 
 

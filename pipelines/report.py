@@ -133,7 +133,7 @@ def prompt_hash(run: Run) -> str:
 
 def count_errors(run: Run) -> dict[str, int]:
     """Return how often each error stands in the finished units."""
-    folder = OutputFolder.at(run.job.output.path)
+    folder = OutputFolder.at(run.folder)
     counts: dict[str, int] = {}
     # Parts only where a publication was finished and its report lost.
     for file in [folder.unit(index) for index in folder.unit_indices()] or folder.parts():
@@ -149,7 +149,7 @@ def write_failure(run: Run, exit_code: int, reason: str) -> None:
 
     Does nothing where not even that can be written.
     """
-    folder = OutputFolder.at(run.job.output.path)
+    folder = OutputFolder.at(run.folder)
     failure = {
         "name": run.job.name,
         "output": run.job.output.path,
@@ -166,7 +166,7 @@ def write_failure(run: Run, exit_code: int, reason: str) -> None:
 
 def write_report(run: Run, report: Report) -> None:
     """Write `run.json` and the resolved `config.yaml` into the output. Raises OutputError."""
-    folder = OutputFolder.at(run.job.output.path)
+    folder = OutputFolder.at(run.folder)
     for name, text in ((RUN_FILE, json.dumps(asdict(report), indent=2) + "\n"), (CONFIG_FILE, run.job.to_yaml())):
         with folder.whole_file(folder.private / name) as staged:
             staged.write_text(text, encoding="utf-8")

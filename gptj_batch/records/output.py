@@ -15,7 +15,7 @@ import pyarrow as pa
 from gptj_batch.errors import ConfigError, OutputError, shorten
 
 _URI = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
-_PART = re.compile(r"part-\d{5,}\.(parquet|arrow|jsonl(\.(gz|zst))?)")
+_PART = re.compile(r"part-\d{5,}(-\d+)?\.(parquet|arrow|jsonl(\.(gz|zst))?)")
 _UNIT = re.compile(r"unit-(\d{8,})\.parquet")
 
 
@@ -56,6 +56,19 @@ class OutputFolder:
         return self.private / "plan.json"
 
     @property
+    def generation_file(self) -> Path:
+        """Return the file that says how often the output was overwritten; absent for never."""
+        return self.private / "generation"
+
+    @property
+    def generation(self) -> int:
+        """Return how often the output was overwritten: the names of its parts tell it from what stood there before."""
+        try:
+            return int(self.generation_file.read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return 0
+
+    @property
     def success(self) -> Path:
         """Return the file that stands there when, and only when, the run is complete."""
         return self.root / "_SUCCESS"
@@ -69,7 +82,8 @@ class OutputFolder:
 
         partition: the part's folder below the output, as `partitions.split` names it
         """
-        return self.root / partition / f"part-{index:0{max(5, len(str(max_parts - 1)))}d}{ending}"
+        suffix = f"-{self.generation}" if self.generation else ""
+        return self.root / partition / f"part-{index:0{max(5, len(str(max_parts - 1)))}d}{suffix}{ending}"
 
     def unit_indices(self) -> list[int]:
         """Return the numbers of the finished units, from one listing of names."""
