@@ -23,7 +23,9 @@ from numpy.typing import NDArray
 
 from gptj_batch.errors import GPTJBatchError, OutputInUseError
 from gptj_batch.records.attempts import Attempts
+from gptj_batch.records.beside import change_places, settle
 from gptj_batch.records.lease import Fence, take_lease
+from gptj_batch.records.output import OutputFolder
 from gptj_batch.records.publish import is_complete
 from gptj_batch.records.unchanged import check_unchanged
 from gptj_batch.stages.resources import plan_replicas
@@ -34,7 +36,7 @@ from pipelines.cluster import node_resources
 from pipelines.config import Job, load_job
 from pipelines.finish import finish
 from pipelines.no_rows import write_no_rows
-from pipelines.prepare import Run, check_output, claim_output, prepare
+from pipelines.prepare import Run, check_output, claim_output, placed, prepare
 from pipelines.progress import Progress
 from pipelines.ray_errors import as_ours
 from pipelines.report import Report, read_report, write_failure
@@ -50,12 +52,15 @@ def run_job(job: Job, address: str | None = None, limits: TimeLimits | None = No
         run = prepare(job)
         for file in run.inputs.skipped:
             print(f"skipped: {file}", file=sys.stderr)
+        if not OutputFolder.at(job.output.path).root.exists():
+            settle(job.output.path)  # an overwriting run may have ended while it was neither the old nor the new one
         report = _finished(run)
         if report is None:
             with take_lease(job.output.path) as lease:
+                run = placed(run)
                 pending = claim_output(run)
                 try:
-                    report = _execute(run, pending, address, lease.fence, limits or TimeLimits())
+                    report = _put_in_place(run) or _execute(run, pending, address, lease.fence, limits or TimeLimits())
                 except OutputInUseError:
                     raise  # the output is another run's by now, and so is its run.json
                 except BaseException as error:
@@ -82,6 +87,20 @@ def _finished(run: Run) -> Report | None:
     report = report.judged(run.job.errors)
     if not page_path(report).exists():  # the run that made it was cut off between its last two steps
         write_page(report)
+    return report
+
+
+def _put_in_place(run: Run) -> Report | None:
+    """Return the report of a complete output that a run left beside the one that it was to overwrite, now in its place.
+
+    None where there is none.
+    """
+    if not (run.is_beside and is_complete(run.folder)) or (report := read_report(run.folder)) is None:
+        return None
+    change_places(run.job.output.path)
+    print(f"Nothing to do: {run.job.output.path} is complete.", file=sys.stderr)
+    report = report.judged(run.job.errors)
+    write_page(report)
     return report
 
 

@@ -44,14 +44,7 @@ def build(run: Run, pending: NDArray[np.int32], replicas: ReplicaPlan, fence: Fe
     columns = on_cpu(results, DecodeStage(task, model, revision, output.prefix))
     return on_cpu(
         columns,
-        WriteStage(
-            run.plan,
-            OutputFolder.at(output.path).root.as_posix(),
-            output.compression,
-            run.error_column,
-            run.lineage(),
-            fence,
-        ),
+        WriteStage(run.plan, OutputFolder.at(run.folder).root.as_posix(), run.error_column, run.lineage(), fence),
     )
 
 

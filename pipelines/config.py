@@ -7,9 +7,10 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, ValidationError, field_validator, model_validator
+from pydantic import Field, ValidationError, ValidationInfo, field_validator, model_validator
 
 from gptj_batch.errors import ConfigError, shorten
+from gptj_batch.records.part_form import COMPRESSIONS, PartForm
 from gptj_batch.stages.columns import PREFIX as INTERNAL
 from gptj_batch.tasks.base import Settings
 from gptj_batch.tasks.registry import TaskSettings
@@ -37,7 +38,6 @@ LATER: dict[str, tuple[tuple[Any, ...], str]] = {
     "task.max_answers": ((None, 1), "it belongs to `extract` with method prompt; by head, top_k is as many answers"),
     "task.labels": ((None,), "it belongs to `classify` with method prompt; a trained head brings its own labels"),
     "task.likelihood": ((None, "sum"), "it belongs to `classify` with method prompt"),
-    "output.partition_by": ((None, []), "partitioned output is not in this version"),
 }
 KINDS = ("generate", "classify", "extract", "score", "embed")
 METHODS = {"classify": ("prompt", "head"), "extract": ("head", "prompt")}
@@ -132,6 +132,7 @@ class OutputSettings(Settings):
     path: str = Field(min_length=1)
     """A folder."""
     format: Literal["parquet", "arrow", "jsonl"] = "parquet"
+    """Arrow is IPC files; jsonl is one JSON object a line, whose types `records/json_rows.py` lists."""
     on_exists: Literal["resume", "overwrite", "fail"] = "resume"
     """`resume` does what is missing, if the same configuration made what is there."""
     prefix: str = ""
@@ -144,16 +145,53 @@ class OutputSettings(Settings):
             raise ValueError(f"{INTERNAL} is what columns between the stages begin with; choose another")
         return value
 
+    partition_by: tuple[str, ...] = ()
+    """Columns, of the input or added, whose values make the folders `column=value` that parts lie in."""
     compression: Literal["zstd", "snappy", "gzip", "brotli", "lz4", "none"] = "zstd"
+    """Where it is not set: zstd for parquet and arrow, none for jsonl."""
     target_file_mb: int = Field(default=128, ge=1)
     """Parts are merged to about this size when the run completes."""
+    row_group_rows: Annotated[int, Field(ge=1)] | None = None
+    """Rows in a Parquet row group or an Arrow record batch; null cuts them at 32 MiB in memory."""
 
-    @field_validator("format")
+    @model_validator(mode="before")
     @classmethod
-    def _only_parquet(cls, value: str) -> str:
-        if value != "parquet":
-            raise ValueError(f"{value} output is not in this version; parquet is")
+    def _compression_of_the_format(cls, values: Any) -> Any:
+        if not isinstance(values, dict) or values.get("compression", None) is not None:
+            return values
+        usual = COMPRESSIONS.get(values.get("format", "parquet"), ("zstd",))[0]
+        return {**values, "compression": usual}
+
+    @field_validator("compression")
+    @classmethod
+    def _fits_the_format(cls, value: str, info: ValidationInfo) -> str:
+        known = COMPRESSIONS.get(info.data.get("format", "parquet"), ())
+        if value not in known:
+            raise ValueError(f"{info.data['format']} is compressed with {_listed(known, 'or')}, got {value}")
         return value
+
+    @field_validator("partition_by", mode="before")
+    @classmethod
+    def _columns(cls, value: Any) -> Any:
+        return () if value is None else tuple(value) if isinstance(value, list) else value
+
+    @field_validator("partition_by")
+    @classmethod
+    def _each_once(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        if "" in value or len(set(value)) < len(value):
+            raise ValueError("must name columns, each once")
+        return value
+
+    @property
+    def form(self) -> PartForm:
+        """Return what the finished parts are like."""
+        return PartForm(
+            target_file_bytes=self.target_file_mb * 2**20,
+            format=self.format,
+            compression=self.compression,
+            partition_by=self.partition_by,
+            row_group_rows=self.row_group_rows,
+        )
 
 
 class ErrorSettings(Settings):

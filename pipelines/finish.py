@@ -4,6 +4,7 @@ from typing import Any
 
 from gptj_batch.errors import OutputError
 from gptj_batch.records.attempts import forget_attempts
+from gptj_batch.records.beside import change_places
 from gptj_batch.records.lease import Fence
 from gptj_batch.records.progress import pending_units
 from gptj_batch.records.publish import publish
@@ -23,15 +24,16 @@ def finish(
 
     Raises OutputError, and OutputInUseError where the output is another run's by now.
     """
-    output = run.job.output
-    missing = pending_units(output.path, run.plan)
+    missing = pending_units(run.folder, run.plan)
     if len(missing):
         raise OutputError(f"{len(missing)} of {run.plan.num_units} units were not written; run the same job again")
     report = Report.of_units(run, counts, seconds, started, facts)
     if fence is not None:
         fence.check()
     write_report(run, report)
-    publish(output.path, run.plan.num_units, output.target_file_mb * 2**20, output.compression, run.plan.num_rows)
-    forget_attempts(output.path)
+    publish(run.folder, run.plan.num_units, run.job.output.form, run.plan.num_rows)
+    if run.is_beside:
+        change_places(run.job.output.path)
+    forget_attempts(run.job.output.path)
     write_page(report)
     return report

@@ -1,7 +1,7 @@
 """Preparing a run: everything that can be wrong is found before anything starts, and before any weight is read."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import takewhile
 from pathlib import Path
 from typing import Any, Literal
@@ -14,8 +14,11 @@ import gptj_batch
 from gptj_batch.errors import CheckpointError, ConfigError
 from gptj_batch.model_folder import CLASS_NAMES, DEMO, ModelFacts, read_facts
 from gptj_batch.prompts.tokenizer import Tokenizer
+from gptj_batch.records.beside import begin_beside, beside, can_build_beside, settle
 from gptj_batch.records.output import OutputFolder
+from gptj_batch.records.partitions import check_partitions
 from gptj_batch.records.progress import clean, contents, differences, load_plan, pending_units, save_plan
+from gptj_batch.records.publish import published_form
 from gptj_batch.records.read import InputFiles, UnitPlan, list_files, plan_units
 from gptj_batch.records.schema import check_storable, name_list, output_schema, select_columns
 from gptj_batch.stages.columns import PREFIX as INTERNAL
@@ -37,6 +40,12 @@ class Run:
     inputs: InputFiles
     plan: UnitPlan
     model: ModelFacts
+    is_beside: bool = False
+
+    @property
+    def folder(self) -> str:
+        """Return where the run writes: the output's folder, or one beside it until the two change places."""
+        return str(beside(self.job.output.path)) if self.is_beside else self.job.output.path
 
     @property
     def model_path(self) -> str:
@@ -66,7 +75,10 @@ class Run:
         }
 
     def fingerprint(self) -> dict[str, Any]:
-        """Return everything that decides the output; a rerun may only go on where all of it is the same."""
+        """Return everything that decides the rows; a rerun may only go on where all of it is the same.
+
+        The form of the parts is not in it: until they are published another may be chosen, and nothing is done again.
+        """
         files = {
             file.path: f"{file.num_rows} rows, {file.size_bytes} bytes, {file.version or file.mtime_ns}"
             for file in self.inputs.files
@@ -82,7 +94,7 @@ class Run:
             "task": self.job.task.model_dump(mode="json"),
             "model": {"identity": self.model.identity, "dtype": self.job.model.dtype},
             "backend": {"kind": self.job.backend.kind},
-            "output": {"prefix": self.job.output.prefix, "compression": self.job.output.compression},
+            "output": {"prefix": self.job.output.prefix},
             "rows_per_unit": self.plan.max_rows_per_unit,
         }
 
@@ -149,7 +161,11 @@ def _check_columns(job: Job, task: Task, schema: pa.Schema) -> None:
     columns = None if job.input.columns is None else list(job.input.columns)
     schema = select_columns(schema, columns)
     check_names(job, task, schema.names)
-    check_storable(output_schema(schema, _added(task), job.output.prefix))
+    result = output_schema(schema, _added(task), job.output.prefix)
+    check_storable(result)
+    check_partitions(result, job.output.partition_by)
+    if job.output.format == "jsonl" and len(set(result.names)) < len(result.names):
+        raise ConfigError("output.format: two columns have one name, which JSON objects cannot have; use parquet")
 
 
 def check_names(job: Job, task: Task, names: Sequence[str]) -> None:
@@ -203,6 +219,18 @@ def check_output(run: Run) -> Literal["nothing", "ours"]:
     return found
 
 
+def placed(run: Run) -> Run:
+    """Return the run with the place where it writes: beside a complete output that is to be overwritten.
+
+    Where that cannot be (the folder is a mount point, or the one above is not ours to write), the old output goes
+    first. Raises OutputError.
+    """
+    path = run.job.output.path
+    settle(path)
+    overwrites = run.job.output.on_exists == "overwrite" and contents(path) == "ours"
+    return replace(run, is_beside=overwrites and can_build_beside(path))
+
+
 def claim_output(run: Run) -> NDArray[np.int32]:
     """Make the output folder this run's, as `output.on_exists` says, and return the units still to do.
 
@@ -210,15 +238,32 @@ def claim_output(run: Run) -> NDArray[np.int32]:
     """
     path, on_exists = run.job.output.path, run.job.output.on_exists
     found = check_output(run)
-    if found == "ours" and on_exists == "overwrite":
-        clean(path)
-    earlier = load_plan(path)
     fingerprint = run.fingerprint()
+    if run.is_beside:
+        _claim_beside(run, fingerprint)
+    elif found == "ours" and on_exists == "overwrite":
+        clean(path)
+    earlier = load_plan(run.folder)
     if earlier is None:
-        save_plan(path, fingerprint)
-    elif changed := differences(earlier, fingerprint):
+        save_plan(run.folder, fingerprint)
+    elif changed := differences(earlier, fingerprint) or _other_form(run):
         raise ConfigError(_other_configuration(path, changed))
-    return pending_units(path, run.plan)
+    return pending_units(run.folder, run.plan)
+
+
+def _claim_beside(run: Run, fingerprint: dict[str, Any]) -> None:
+    """Go on with what an interrupted run of the same configuration left beside the old output, or begin anew."""
+    if contents(run.folder) == "ours":
+        earlier = load_plan(run.folder)
+        if earlier is None or differences(earlier, fingerprint) or _other_form(run):
+            clean(run.folder)
+    begin_beside(run.job.output.path)
+
+
+def _other_form(run: Run) -> list[str]:
+    """Return how the parts of a finished output differ from what is asked for."""
+    published = published_form(run.folder)
+    return [] if published is None else differences({"output": published}, {"output": run.job.output.form.facts()})
 
 
 def _other_configuration(path: str, changed: list[str]) -> str:

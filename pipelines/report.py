@@ -10,11 +10,10 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-import pyarrow.parquet as pq
-
 import gptj_batch
 from gptj_batch.errors import OutputError
 from gptj_batch.records.output import OutputFolder
+from gptj_batch.records.part_reader import read_column
 from gptj_batch.tasks.base import ERROR_COLUMN, FREE_TEXT_COLUMNS
 from pipelines.config import ErrorSettings
 from pipelines.prepare import Run
@@ -150,11 +149,11 @@ def prompt_hash(run: Run) -> str:
 
 def count_errors(run: Run) -> dict[str, int]:
     """Return how often each error stands in the finished units."""
-    folder = OutputFolder.at(run.job.output.path)
+    folder = OutputFolder.at(run.folder)
     counts: dict[str, int] = {}
     # Parts only where a publication was finished and its report lost.
     for file in [folder.unit(index) for index in folder.unit_indices()] or folder.parts():
-        column = pq.read_table(file, columns=[run.error_column]).column(0)
+        column = read_column(folder, file, run.error_column)
         if column.null_count < len(column):
             for entry in column.drop_null().value_counts().to_pylist():
                 counts[entry["values"]] = counts.get(entry["values"], 0) + entry["counts"]
@@ -166,7 +165,7 @@ def write_failure(run: Run, exit_code: int, reason: str) -> None:
 
     Does nothing where not even that can be written.
     """
-    folder = OutputFolder.at(run.job.output.path)
+    folder = OutputFolder.at(run.folder)
     failure = {
         "name": run.job.name,
         "output": run.job.output.path,
@@ -183,7 +182,7 @@ def write_failure(run: Run, exit_code: int, reason: str) -> None:
 
 def write_report(run: Run, report: Report) -> None:
     """Write `run.json` and the resolved `config.yaml` into the output. Raises OutputError."""
-    folder = OutputFolder.at(run.job.output.path)
+    folder = OutputFolder.at(run.folder)
     for name, text in ((RUN_FILE, json.dumps(asdict(report), indent=2) + "\n"), (CONFIG_FILE, run.job.to_yaml())):
         with folder.whole_file(folder.private / name) as staged:
             staged.write_text(text, encoding="utf-8")

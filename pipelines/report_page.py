@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 from jinja2 import Environment, StrictUndefined
 
 from gptj_batch.records.output import OutputFolder
+from gptj_batch.records.part_reader import read_column
 from pipelines.progress import duration
 from pipelines.report import Report
 
@@ -107,7 +107,7 @@ def _column_facts(folder: OutputFolder, name: str) -> ColumnFacts | None:
     numbers: list[tuple[float, float, float, int]] = []
     what = ""
     for part in folder.parts():
-        values = pq.read_table(part, columns=[name]).column(0)
+        values = read_column(folder, part, name)
         kind = values.type
         if pa.types.is_string(kind):
             counts.update({e["values"]: e["counts"] for e in values.drop_null().value_counts().to_pylist()})

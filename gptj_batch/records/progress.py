@@ -2,7 +2,7 @@
 
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -66,8 +66,13 @@ def clean(output: str | Path) -> None:
     doomed = [folder.success, *folder.parts(), folder.units, folder.staging]
     inside = _entries(folder.private)
     doomed += [path for path in inside if path not in (*doomed, folder.plan) and not is_lease(path.name)]
-    doomed += [folder.plan, *([] if any(is_lease(path.name) for path in inside) else [folder.private])]
-    for path in doomed:
+    _remove_all(doomed)
+    folder.remove_empty_partitions()
+    _remove_all([folder.plan, *([] if any(is_lease(path.name) for path in inside) else [folder.private])])
+
+
+def _remove_all(paths: Iterable[Path]) -> None:
+    for path in paths:
         try:
             _remove(path)
         except OSError as error:

@@ -42,14 +42,12 @@ class WriteStage:
         self,
         plan: UnitPlan,
         output: str,
-        compression: str,
         error_column: str,
         lineage: Mapping[str, Any],
         fence: Fence | None = None,
     ) -> None:
         self._plan = plan
         self._output = output
-        self._compression = compression
         self._error_column = error_column
         self._lineage = dict(lineage)
         self._fence = fence
@@ -69,7 +67,7 @@ class WriteStage:
         records = without_internal(table).replace_schema_metadata(metadata or None)
         if self._fence is not None:  # a worker that outlived its run must not write into the next one's output
             self._fence.check()
-        write_unit(records, self._output, unit.index, self._compression, lineage)
+        write_unit(records, self._output, unit.index, metadata=lineage)
         counts = {"unit": unit.index, **counts_of(table, self._error_column), "backend": backend}
         return pa.Table.from_pylist([counts], schema=COUNTS)
 

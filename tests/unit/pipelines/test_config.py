@@ -158,17 +158,6 @@ def test_whatever_texts_a_job_holds_it_is_resolved_to_the_same(
 
 
 @pytest.mark.parametrize(
-    ("override", "message"),
-    [
-        ("output.partition_by=[label]", "output.partition_by: partitioned output is not in this version"),
-        ("output.format=jsonl", "output.format: jsonl output is not in this version; parquet is"),
-    ],
-)
-def test_what_is_not_in_this_version_says_so(override: str, message: str) -> None:
-    assert refusal(GENERATE, override).startswith(f'override "{override}": {message}')
-
-
-@pytest.mark.parametrize(
     ("override", "name", "value"),
     [
         ("task.num_beams=4", "num_beams", 4),
@@ -313,7 +302,7 @@ def test_jobs_of_every_kind_survive_being_written_and_read() -> None:
 
 
 def test_all_of_it_is_said_at_once() -> None:
-    lines = refusal(GENERATE, "task.calibrate=content_free", "task.labels=[a]", "output.partition_by=[a]").splitlines()
+    lines = refusal(GENERATE, "task.calibrate=content_free", "task.labels=[a]", "task.text=a").splitlines()
     assert len(lines) == 3 and all(line.endswith("; leave it out") for line in lines)
 
 
@@ -359,6 +348,13 @@ def test_top_k_belongs_to_generate() -> None:
         ("replicas.gpus_each=1.5", "replicas.gpus_each: must be a share of one GPU or a whole number of them"),
         ("output.path=''", "output.path: must not be empty"),
         ("output.compression=zip", "output.compression: must be 'zstd'"),
+        ("output.format=csv", "output.format: must be 'parquet', 'arrow' or 'jsonl', got 'csv'"),
+        ("output={path: x, format: arrow, compression: gzip}", "arrow is compressed with zstd, lz4 or none, got gzip"),
+        ("output={path: x, format: jsonl, compression: lz4}", "jsonl is compressed with none, zstd or gzip, got lz4"),
+        ("output.partition_by=[a, a]", "output.partition_by: must name columns, each once"),
+        ("output.partition_by=['']", "output.partition_by: must name columns, each once"),
+        ("output.partition_by=a", "output.partition_by: must be a list"),
+        ("output.row_group_rows=0", "output.row_group_rows: must be greater than or equal to 1"),
         ("output.target_file_mb=0", "output.target_file_mb: must be greater than or equal to 1"),
         ("output.prefix=__gptj_batch_x", "output.prefix: __gptj_batch_ is what columns between the stages begin with"),
         ("errors.max_failed_rows=-1", "errors.max_failed_rows: must be greater than or equal to 0"),
@@ -370,6 +366,31 @@ def test_top_k_belongs_to_generate() -> None:
 )
 def test_what_cannot_work_is_refused_with_the_rule_and_what_was_found(override: str, message: str) -> None:
     assert message in refusal(GENERATE, override)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "compression", "ending"),
+    [
+        ([], "zstd", ".parquet"),
+        (["output.format=arrow"], "zstd", ".arrow"),
+        (["output.format=jsonl"], "none", ".jsonl"),
+        (["output.format=jsonl", "output.compression=null"], "none", ".jsonl"),
+        (["output.format=jsonl", "output.compression=zstd"], "zstd", ".jsonl.zst"),
+        (["output.compression=gzip", "output.format=jsonl"], "gzip", ".jsonl.gz"),
+    ],
+)
+def test_json_lines_are_compressed_only_where_that_is_asked_for(
+    overrides: list[str], compression: str, ending: str
+) -> None:
+    job = job_of(GENERATE, *overrides)
+    assert (job.output.compression, job.output.form.ending) == (compression, ending)
+    assert job_of(job.to_yaml()) == job
+
+
+def test_partitions_survive_being_written_and_read() -> None:
+    job = job_of(GENERATE, "output.partition_by=[lang, label]", "output.row_group_rows=1000")
+    assert job.output.form.partition_by == ("lang", "label") and job_of(job.to_yaml()) == job
+    assert job_of(GENERATE, "output.partition_by=null") == job_of(GENERATE)
 
 
 def test_the_fewest_replicas_are_not_more_than_the_most() -> None:

@@ -354,7 +354,6 @@ def test_there_are_never_more_units_than_the_planner_handles(rows: int) -> None:
         {"model": {"dtype": "float32"}},
         {"backend": {"kind": "native"}},
         {"output": {"prefix": "g_"}},
-        {"output": {"compression": "snappy"}},
     ],
     ids=str,
 )
@@ -370,6 +369,7 @@ def test_what_changes_the_output_changes_the_fingerprint(make_job: MakeJob, bloc
         {"backend": {"kind": "fake", "max_running": 3, "kv_cache_gb": 1.0}},
         {"replicas": {"min": 1, "max": 7, "cpus_each": 2.0}},
         {"output": {"on_exists": "overwrite", "target_file_mb": 1}},
+        {"output": {"format": "jsonl", "compression": "gzip", "partition_by": ["id"]}},
         {"errors": {"max_failed_rows": 0.5, "bad_files": "skip"}},
     ],
     ids=str,
@@ -429,7 +429,7 @@ def finish_unit(run: Run, index: int) -> None:
 def finish(run: Run) -> None:
     for index in range(run.plan.num_units):
         finish_unit(run, index)
-    publish(run.job.output.path, run.plan.num_units, 2**20)
+    publish(run.job.output.path, run.plan.num_units, run.job.output.form)
 
 
 @pytest.mark.parametrize("on_exists", ["resume", "overwrite", "fail"])
@@ -471,6 +471,41 @@ def test_overwriting_takes_away_the_old_output_and_nothing_else(make_job: MakeJo
     assert not output_of(again).success.exists() and not output_of(again).parts()
     assert (tmp_path / "out" / "notes.txt").read_text() == "mine"
     assert json.loads(output_of(again).plan.read_text())["task"]["seed"] == 5
+
+
+def test_another_form_is_taken_until_the_output_is_complete(make_job: MakeJob) -> None:
+    run = prepare(make_job())
+    claim_output(run)
+    other = prepare(make_job(output={"format": "arrow", "compression": "lz4"}))
+    assert len(claim_output(other)) == 4
+    finish(other)
+    assert len(claim_output(other)) == 0
+    with pytest.raises(ConfigError) as caught:
+        claim_output(run)
+    assert 'output.compression: "lz4" -> "zstd"\n  output.format: "arrow" -> "parquet"\n' in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("column", "message"),
+    [
+        ("labl", r'the output has no column "labl"; it has "text", "score", "tags", "_hidden", "generated_text"'),
+        ("score", r'"score" is double; partitions are by text, whole numbers'),
+        ("tags", r'"tags" is list<.*>; partitions are by text'),
+        ("_hidden", r'readers take no folder whose name begins with "_", as that of "_hidden"'),
+    ],
+)
+def test_columns_that_cannot_name_folders_are_refused(
+    make_job: MakeJob, records: Path, column: str, message: str
+) -> None:
+    rewrite(records, score=[0.5], tags=[["x"]], _hidden=["x"])
+    with pytest.raises(ConfigError, match=rf"^output\.partition_by: {message}"):
+        prepare(make_job(output={"partition_by": ["text", column]}))
+
+
+def test_partitions_are_by_columns_of_the_input_and_by_added_ones_with_their_prefix(make_job: MakeJob) -> None:
+    prepare(make_job(output={"partition_by": ["id", "g_finish_reason"], "prefix": "g_"}))
+    with pytest.raises(ConfigError, match='has no column "finish_reason"'):
+        prepare(make_job(output={"partition_by": ["finish_reason"], "prefix": "g_"}))
 
 
 def test_another_configuration_is_refused_with_what_differs(make_job: MakeJob) -> None:

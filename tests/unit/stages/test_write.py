@@ -23,7 +23,7 @@ def finished(planned: UnitPlan, task: Task, model_folder: Path, unit: int = 0, p
 
 
 def write(planned: UnitPlan, table: pa.Table, output: Path, error: str = "error") -> dict[str, Any]:
-    counts = WriteStage(planned, str(output), "zstd", error, {"job": "x"})(table)
+    counts = WriteStage(planned, str(output), error, {"job": "x"})(table)
     assert counts.schema.equals(COUNTS) and counts.num_rows == 1
     row: dict[str, Any] = counts.to_pylist()[0]
     return row
