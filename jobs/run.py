@@ -27,6 +27,7 @@ from gptj_batch.stages.resources import plan_replicas
 from gptj_batch.tasks.base import ERROR_COLUMN, FREE_TEXT_COLUMNS
 from jobs.cluster import connected, node_resources
 from jobs.failures import Stopped, as_ours, ending, stop_on_signals
+from pipelines.backend_choice import choose_backend, gpus_of_replica
 from pipelines.config import Job, load_job
 from pipelines.no_rows import write_no_rows
 from pipelines.prepare import Run, claim_output, prepare
@@ -99,17 +100,15 @@ def _run_units(run: Run, pending: NDArray[np.int32], progress: Progress) -> dict
     """Execute the pipeline, following its counts; return what the replicas say of themselves."""
     from pipelines.build import build  # imports Ray; see jobs.cluster
 
-    replicas_wanted = run.job.replicas
-    replicas = plan_replicas(
-        node_resources(),
-        replicas_wanted.min,
-        replicas_wanted.max,
-        replicas_wanted.gpus_each,
-        replicas_wanted.cpus_each,
-    )
+    nodes, wanted = node_resources(), run.job.replicas
+    has_gpu = wanted.gpus_each != 0 and any(node.get("GPU", 0) > 0 for node in nodes)
+    choice = choose_backend(run.job, has_gpu)
+    print(choice, file=sys.stderr)
+    gpus_each = gpus_of_replica(run.job, choice, has_gpu)
+    replicas = plan_replicas(nodes, wanted.min, wanted.max, gpus_each, wanted.cpus_each)
     facts: dict[str, Any] = {}
     try:
-        for table in build(run, pending, replicas).iter_batches(batch_size=None, batch_format="pyarrow"):
+        for table in build(run, pending, replicas, choice.kind).iter_batches(batch_size=None, batch_format="pyarrow"):
             assert isinstance(table, pa.Table)
             for counts in table.to_pylist():
                 progress.add(counts)

@@ -21,6 +21,7 @@ from gptj_batch.records.schema import check_storable, name_list, output_schema, 
 from gptj_batch.stages.columns import PREFIX as INTERNAL
 from gptj_batch.tasks.base import ERROR_COLUMN, Task
 from gptj_batch.tasks.registry import make_task
+from pipelines.backend_choice import check_backend
 from pipelines.config import Job
 
 # Units small enough that a short job keeps several in flight, and no more than the planner handles in a second.
@@ -65,6 +66,9 @@ class Run:
             "task": self.job.task.model_dump(mode="json"),
         }
 
+    def _engine_kwargs(self) -> dict[str, Any]:
+        return {"engine_kwargs": self.job.backend.engine_kwargs} if self.job.backend.engine_kwargs else {}
+
     def fingerprint(self) -> dict[str, Any]:
         """Return everything that decides the output; a rerun may only go on where all of it is the same."""
         files = {
@@ -80,7 +84,7 @@ class Run:
             },
             "task": self.job.task.model_dump(mode="json"),
             "model": {"identity": self.model.identity, "dtype": self.job.model.dtype},
-            "backend": {"kind": self.job.backend.kind},
+            "backend": {"kind": self.job.backend.kind, **self._engine_kwargs()},
             "output": {"prefix": self.job.output.prefix, "compression": self.job.output.compression},
             "rows_per_unit": self.plan.max_rows_per_unit,
         }
@@ -91,8 +95,7 @@ def prepare(job: Job) -> Run:
 
     Raises ConfigError, InputError or CheckpointError; nothing has been started or written then.
     """
-    if job.backend.kind == "vllm":
-        raise ConfigError("backend.kind: vllm is not in this version; use native, or auto")
+    check_backend(job)
     paths = [job.input.path] if isinstance(job.input.path, str) else list(job.input.path)
     _check_apart(paths, job.output.path)
     inputs = list_files(paths, job.input.format, job.errors.bad_files)
