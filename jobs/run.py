@@ -27,7 +27,7 @@ from gptj_batch.stages.resources import plan_replicas
 from gptj_batch.tasks.base import ERROR_COLUMN, FREE_TEXT_COLUMNS
 from jobs.cluster import connected, node_resources
 from jobs.failures import Stopped, as_ours, ending, stop_on_signals
-from pipelines.backend_choice import choose_backend, gpus_of_replica
+from pipelines.backend_choice import choose_backend, gpus_of_replica, memory_plan
 from pipelines.config import Job, load_job
 from pipelines.no_rows import write_no_rows
 from pipelines.prepare import Run, claim_output, prepare
@@ -104,6 +104,8 @@ def _run_units(run: Run, pending: NDArray[np.int32], progress: Progress) -> dict
     has_gpu = wanted.gpus_each != 0 and any(node.get("GPU", 0) > 0 for node in nodes)
     choice = choose_backend(run.job, has_gpu)
     print(choice, file=sys.stderr)
+    if choice.kind == "vllm" and has_gpu:
+        print(memory_plan(run.job, run.model.folder), file=sys.stderr)
     gpus_each = gpus_of_replica(run.job, choice, has_gpu)
     replicas = plan_replicas(nodes, wanted.min, wanted.max, gpus_each, wanted.cpus_each)
     facts: dict[str, Any] = {}

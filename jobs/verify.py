@@ -96,9 +96,7 @@ def _asked(run: Run) -> list[Asked]:
     return asked
 
 
-def _answers(
-    run: Run, kind: str, asked: Sequence[Asked]
-) -> tuple[list[list[AnyResult]], dict[str, str | int], float]:
+def _answers(run: Run, kind: str, asked: Sequence[Asked]) -> tuple[list[list[AnyResult]], dict[str, str | int], float]:
     """Return each row's results by one engine, what that says of itself, and how long it took once it ran."""
     job = run.job
     backend = make_backend(

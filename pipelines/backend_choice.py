@@ -1,12 +1,15 @@
 """Which engine a job runs on: what cannot work is refused before anything starts, and `auto` is decided."""
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 from gptj_batch.backends.vllm_install import argument_names, installed
 from gptj_batch.backends.vllm_limits import why_not
+from gptj_batch.backends.vllm_memory import MemoryPlan
 from gptj_batch.backends.vllm_settings import check_engine_kwargs
 from gptj_batch.errors import ConfigError
+from gptj_batch.model_folder import read_config
 from pipelines.config import Job
 
 EngineKind = Literal["native", "vllm", "fake"]
@@ -27,7 +30,10 @@ def check_backend(job: Job) -> None:
     """Raise ConfigError where the job's engine is not here, cannot do its task, or does not know its settings."""
     backend, replicas = job.backend, job.replicas
     if backend.kind in ("native", "fake"):
-        for name, is_set in (("tensor_parallel", backend.tensor_parallel > 1), ("engine_kwargs", backend.engine_kwargs)):
+        for name, is_set in (
+            ("tensor_parallel", backend.tensor_parallel > 1),
+            ("engine_kwargs", backend.engine_kwargs),
+        ):
             if is_set:
                 raise ConfigError(f"backend.{name} belongs to backend.kind vllm, got {backend.kind}; leave it out")
         return
@@ -60,6 +66,13 @@ def gpus_of_replica(job: Job, choice: Choice, has_gpu: bool) -> float | None:
     """
     split = job.backend.tensor_parallel
     return float(split) if choice.kind == "vllm" and split > 1 and has_gpu else job.replicas.gpus_each
+
+
+def memory_plan(job: Job, model_folder: Path) -> MemoryPlan:
+    """Return what the model takes of a GPU on vLLM; `auto` computes in float16 there."""
+    dtype = "float16" if job.model.dtype == "auto" else job.model.dtype
+    backend = job.backend
+    return MemoryPlan.of(read_config(model_folder), dtype, backend.engine_kwargs, backend.tensor_parallel)
 
 
 def _problem(job: Job) -> str | None:

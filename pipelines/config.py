@@ -91,7 +91,7 @@ class BackendSettings(Settings):
     """Whether what prompts begin with in common is computed once and shared."""
     tensor_parallel: int = Field(default=1, ge=1)
     """Split one model over so many GPUs of a node; vLLM only."""
-    engine_kwargs: dict[str, Any] = {}
+    engine_kwargs: dict[str, Any] = Field(default_factory=dict)
     """Arguments of vLLM's engine by vLLM's own names, such as gpu_memory_utilization; vLLM only."""
 
 

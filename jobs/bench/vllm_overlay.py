@@ -1,16 +1,21 @@
 """An environment with both: vLLM's packages, and behind them what they lack of this project's (Ray, PyArrow, pytest).
 
-    python -m jobs.bench.vllm_overlay        # makes it in a second, and prints its interpreter
+    python -m jobs.bench.vllm_overlay -m pytest tests/parity/test_vllm_heads.py     # makes it in a second; runs that
+
+Where vLLM's environment could not be made, nothing is run and the reason is said.
 
 vLLM's own environment stays as it is. This project's needs another transformers, which only its tests use; of every
 package that both have, vLLM's is taken.
 """
 
+import os
 import subprocess
 import sys
 import sysconfig
+from collections.abc import Sequence
 from pathlib import Path
 
+from jobs.bench.protocol import ROOT, WorkerError
 from jobs.bench.vllm_env import vllm_folder, vllm_python
 
 
@@ -38,5 +43,15 @@ def overlay_python() -> Path:
     return python
 
 
+def main(arguments: Sequence[str]) -> None:
+    """Become the environment's interpreter with these arguments, this project's sources first on its path."""
+    try:
+        python = str(overlay_python())
+    except WorkerError as error:
+        print(f"left out: {error}")
+        return
+    os.execve(python, [python, *arguments], {**os.environ, "PYTHONPATH": str(ROOT)})  # noqa: S606 - that is what it is for
+
+
 if __name__ == "__main__":
-    print(overlay_python())
+    main(sys.argv[1:])

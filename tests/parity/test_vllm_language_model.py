@@ -8,7 +8,18 @@ import pytest
 from gptj_batch import Failed, Generated, Labelled, LabelRequest, Request, SamplingParams
 from gptj_batch.requests import AnyRequest, EmbedRequest, ScoreRequest
 from gptj_batch.results import AnyResult, Scored
-from on_vllm.engines import END_OF_TEXT, N_POSITIONS, Draw, both, largest_difference, save_checkpoint
+from tests.parity.on_vllm import (
+    END_OF_TEXT,
+    N_POSITIONS,
+    Draw,
+    both,
+    largest_difference,
+    needs_vllm,
+    running,
+    save_checkpoint,
+)
+
+pytestmark = [needs_vllm, pytest.mark.timeout(900)]
 
 TOLERANCE = 1e-4
 SHARED = Draw(1).tokens(40)  # more than a block of the KV cache
@@ -90,7 +101,9 @@ def answers(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
 @pytest.mark.parametrize("name", ["greedy", "shared", "ended", "kept going", "penalised", "stopped"])
 def test_greedy_tokens_reasons_and_logprobs_are_the_native_ones(answers: Answers, name: str) -> None:
     native, vllm = (cast(list[Generated], side) for side in answers[name])
-    assert [(one.token_ids, one.finish_reason) for one in vllm] == [(one.token_ids, one.finish_reason) for one in native]
+    assert [(one.token_ids, one.finish_reason) for one in vllm] == [
+        (one.token_ids, one.finish_reason) for one in native
+    ]
     logprobs = [[one.logprobs or () for one in side] for side in (native, vllm)]
     assert largest_difference(*logprobs) < TOLERANCE
 
@@ -168,3 +181,12 @@ def test_end_of_text_ends_unless_it_is_ignored(tmp_path_factory: pytest.TempPath
     assert vllm == native
     assert cast(Generated, vllm[0]).token_ids == (END_OF_TEXT,)
     assert cast(Generated, vllm[1]).token_ids == (END_OF_TEXT,) * 4
+
+
+def test_a_model_split_in_two_answers_the_same(tmp_path_factory: pytest.TempPathFactory) -> None:
+    folder = save_checkpoint(tmp_path_factory.mktemp("model"), head_size=128)
+    draw = Draw(9)
+    asked = [Request(key=str(n), prompt_token_ids=draw.tokens(5 + 4 * n)) for n in range(6)]
+    with running("native", folder) as native, running("vllm", folder, tensor_parallel=2) as vllm:
+        assert vllm.describe()["tensor_parallel"] == 2
+        assert vllm.run(asked) == native.run(asked)

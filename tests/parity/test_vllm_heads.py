@@ -8,7 +8,9 @@ import pytest
 from gptj_batch import Failed
 from gptj_batch.requests import ClassifyRequest, EmbedRequest, Pooling, Request, SpanRequest
 from gptj_batch.results import Classified, Embedded, SpanLogits
-from on_vllm.engines import N_POSITIONS, Draw, both, largest_difference, save_checkpoint
+from tests.parity.on_vllm import N_POSITIONS, Draw, both, largest_difference, needs_vllm, save_checkpoint
+
+pytestmark = [needs_vllm, pytest.mark.timeout(900)]
 
 TOLERANCE = 1e-4
 LENGTHS = (1, 2, 9, 33, 64, N_POSITIONS)
@@ -44,7 +46,9 @@ def test_spans_are_the_native_ones(tmp_path: Path, head_size: int) -> None:
     native, vllm = (cast(list[SpanLogits], side) for side in both(folder, asked, head="question-answering"))
     for name in ("start_logits", "end_logits"):
         assert largest_difference(*[[getattr(one, name) for one in side] for side in (native, vllm)]) < TOLERANCE
-    best = [[_best(one.start_logits) for one in side] + [_best(one.end_logits) for one in side] for side in (native, vllm)]
+    best = [
+        [_best(one.start_logits) for one in side] + [_best(one.end_logits) for one in side] for side in (native, vllm)
+    ]
     assert best[0] == best[1]
 
 
@@ -57,7 +61,9 @@ def test_embeddings_are_the_native_ones(tmp_path: Path, pooling: Pooling) -> Non
     folder = save_checkpoint(tmp_path / "m")
     other: Pooling = "last" if pooling == "mean" else "mean"
     asked = [
-        EmbedRequest(key=str(n), prompt_token_ids=prompt, pooling=pooling, normalize=n % 2 == 0, layer=(None, -1, 2)[n % 3])
+        EmbedRequest(
+            key=str(n), prompt_token_ids=prompt, pooling=pooling, normalize=n % 2 == 0, layer=(None, -1, 2)[n % 3]
+        )
         for n, prompt in enumerate(prompts())
     ]
     foreign = [

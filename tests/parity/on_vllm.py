@@ -1,4 +1,7 @@
-"""Random checkpoints whose attention matters, and both engines' answers to the same requests."""
+"""Random checkpoints whose attention matters, and both engines' answers to the same requests.
+
+Tests that need vLLM run where it is installed: `make test-vllm` makes such an environment.
+"""
 
 import gc
 import math
@@ -8,10 +11,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from torch import nn
 
 from gptj_batch.backends import Backend, make_backend
+from gptj_batch.backends.vllm_install import installed
 from gptj_batch.model import (
     GPTJConfig,
     GPTJForCausalLM,
@@ -20,6 +25,9 @@ from gptj_batch.model import (
 )
 from gptj_batch.requests import AnyRequest
 from gptj_batch.results import AnyResult
+
+_problem = installed().why_unusable()
+needs_vllm = pytest.mark.skipif(_problem is not None, reason=str(_problem).split(";")[0])
 
 VOCAB_SIZE, N_POSITIONS, END_OF_TEXT = 97, 96, 1
 SCORE_SPREAD = 1.5
