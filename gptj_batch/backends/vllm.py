@@ -175,10 +175,9 @@ async def _start(settings: VLLMSettings, arguments: dict[str, Any]) -> Any:
     from vllm.engine.arg_utils import AsyncEngineArgs
     from vllm.v1.engine.async_llm import AsyncLLM
 
-    if settings.work == "span":
-        from gptj_batch.backends.vllm_spans import register
+    from gptj_batch.backends.vllm_models import register
 
-        register()
+    register()
     if settings.pooling is not None:
         arguments = arguments | {"pooler_config": PoolerConfig(seq_pooling_type=settings.pooling.upper())}
     try:

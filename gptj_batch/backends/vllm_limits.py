@@ -28,7 +28,7 @@ def why_not(task: Mapping[str, Any], dtype: str) -> str | None:
             return f"task.{name}: vLLM has no {what}; {NATIVE}"
     layer = task.get("layer")
     if layer is not None and layer != -1:
-        return f"task.layer: vLLM embeds by the last layer only, got {layer}; {NATIVE}"
+        return f"task.layer: vLLM embeds by the last layer only, null or -1, got {layer}; {NATIVE}"
     temperature = task.get("temperature")
     if isinstance(temperature, int | float) and not _is_possible(temperature):
         return f"task.temperature: {_temperature_rule(temperature)}; {NATIVE}"

@@ -23,12 +23,11 @@ class MemoryPlan:
     @classmethod
     def of(cls, config: dict[str, Any], dtype: str, engine_kwargs: dict[str, Any], num_gpus: int = 1) -> "MemoryPlan":
         """Return the plan for a GPU's share of a model, with this config.json, split over so many GPUs."""
-        vocab, width, layers = (config.get(name, default) for name, default in _SIZES.items())
+        vocab, width, layers, positions = (_size(config, *of) for of in _SIZES)
         inner = config.get("n_inner") or 4 * width
         # q, k, v and out have no bias; the two of the MLP have, and so has the head.
         per_layer = 4 * width * width + 2 * width * inner + inner + width + 2 * width
         num_weights = 2 * vocab * width + vocab + layers * per_layer + 2 * width
-        positions = config.get("n_positions", 2048)
         shape = Shape(n_positions=positions, n_layer=layers, n_embd=width)
         return cls(
             weight_bytes=num_weights * BYTES_OF[dtype] // num_gpus,
@@ -64,4 +63,14 @@ class MemoryPlan:
         )
 
 
-_SIZES: Final = {"vocab_size": 50400, "n_embd": 4096, "n_layer": 28}
+# The two names that a size may have in config.json, and what it is where neither stands there.
+_SIZES: Final = (
+    ("vocab_size", "vocab_size", 50400),
+    ("hidden_size", "n_embd", 4096),
+    ("num_hidden_layers", "n_layer", 28),
+    ("max_position_embeddings", "n_positions", 2048),
+)
+
+
+def _size(config: dict[str, Any], other: str, name: str, default: int) -> int:
+    return int(config.get(other, config.get(name, default)))

@@ -28,6 +28,7 @@ FIXED: Final = {
     "revision": "model.revision says it",
     "served_model_name": "nothing is served",
     "runner": "the task decides it",
+    "hf_overrides": "config.json says what the model is",
     "convert": "the task decides it",
     "pooler_config": "the task decides it",
     "generation_config": "a job's decoding is the job's, whatever file lies beside the weights",
@@ -51,6 +52,13 @@ BLOCK_TOKENS: Final[dict[str, int]] = {"cpu": 32, "cuda": 16}
 BYTES_OF: Final = {"float32": 4, "float16": 2, "bfloat16": 2}
 
 Work = Literal["generate", "classify", "span", "embed"]
+# The classes in vLLM. The first two are its own, the second made of the first; the others are ours (`vllm_models`).
+ARCHITECTURES: Final[dict[Work, str]] = {
+    "generate": "GPTJForCausalLM",
+    "classify": "GPTJForSequenceClassification",
+    "span": "GPTJForSpans",
+    "embed": "GPTJForVectors",
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,8 +97,10 @@ class VLLMSettings:
     @property
     def work(self) -> Work:
         """Return what the engine is made for: vLLM generates or pools, never both."""
+        if self.pooling is not None:
+            return "embed"
         if self.head == "causal-lm":
-            return "embed" if self.pooling is not None else "generate"
+            return "generate"
         return "classify" if self.head == "sequence-classification" else "span"
 
 
@@ -135,6 +145,7 @@ def engine_arguments(settings: VLLMSettings, shape: Shape) -> dict[str, Any]:
         "block_size": block,
         "max_model_len": _context_tokens(shape, settings.dtype, kv_bytes, block),
         "skip_tokenizer_init": True,
+        "hf_overrides": {"architectures": [ARCHITECTURES[settings.work]]},
         "generation_config": "vllm",
         "worker_extension_cls": "gptj_batch.backends.vllm_worker.ReplicaWorker",
         "disable_log_stats": True,
@@ -143,15 +154,12 @@ def engine_arguments(settings: VLLMSettings, shape: Shape) -> dict[str, Any]:
     if settings.tensor_parallel > 1:
         arguments["distributed_executor_backend"] = "mp"
     if settings.work != "generate":
-        arguments |= {"runner": "pooling", "convert": _CONVERTED[settings.work]}
+        arguments |= {"runner": "pooling", "convert": "classify" if settings.work == "classify" else "none"}
     arguments |= settings.engine_kwargs
     if settings.pooling == "mean" and settings.max_step_tokens is not None:
         # A mean is taken in one step: what does not fit into it would not be cut but refused.
         arguments["max_num_batched_tokens"] = max(settings.max_step_tokens, arguments["max_model_len"])
     return {name: value for name, value in arguments.items() if value is not None}
-
-
-_CONVERTED: Final[dict[Work, str]] = {"classify": "classify", "embed": "embed", "span": "none"}
 
 
 def _device_type(device: str) -> str:

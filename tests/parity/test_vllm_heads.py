@@ -4,11 +4,12 @@ from pathlib import Path
 from typing import cast
 
 import pytest
+from safetensors.torch import load_file, save_file
 
 from gptj_batch import Failed
 from gptj_batch.requests import ClassifyRequest, EmbedRequest, Pooling, Request, SpanRequest
 from gptj_batch.results import Classified, Embedded, SpanLogits
-from tests.parity.on_vllm import N_POSITIONS, Draw, both, largest_difference, needs_vllm, save_checkpoint
+from tests.parity.on_vllm import N_POSITIONS, Draw, both, largest_difference, needs_vllm, running, save_checkpoint
 
 pytestmark = [needs_vllm, pytest.mark.timeout(900)]
 
@@ -76,3 +77,23 @@ def test_embeddings_are_the_native_ones(tmp_path: Path, pooling: Pooling) -> Non
     vectors = [[one.vector for one in cast(list[Embedded], side[: len(asked)])] for side in (native, vllm)]
     assert {len(row) for row in vectors[1]} == {128}
     assert largest_difference(*vectors) < TOLERANCE
+
+
+def test_a_checkpoint_of_any_class_gives_embeddings(tmp_path: Path) -> None:
+    asked = [EmbedRequest(key=str(n), prompt_token_ids=prompt, pooling="last") for n, prompt in enumerate(prompts())]
+    plain = save_checkpoint(tmp_path / "plain")
+    with_head = save_checkpoint(tmp_path / "head", "question-answering")
+    tensors = load_file(plain / "model.safetensors")
+    body = {name: tensor for name, tensor in tensors.items() if name.startswith("transformer.")}
+    theirs = {name: tensor for name, tensor in load_file(with_head / "model.safetensors").items() if "qa_" in name}
+    save_file(body | theirs, with_head / "model.safetensors")
+    bare = tmp_path / "bare"
+    bare.mkdir()
+    (bare / "config.json").write_text((plain / "config.json").read_text())
+    save_file({name.removeprefix("transformer."): tensor for name, tensor in body.items()}, bare / "model.safetensors")
+    with running("native", plain) as native:
+        expected = [one.vector for one in cast(list[Embedded], native.run(asked))]
+    for folder in (with_head, bare):
+        with running("vllm", folder, pooling="last") as vllm:
+            vectors = [one.vector for one in cast(list[Embedded], vllm.run(asked))]
+        assert largest_difference(vectors, expected) < TOLERANCE

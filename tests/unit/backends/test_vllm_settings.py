@@ -55,7 +55,8 @@ def test_no_more_sequences_run_than_a_step_has_tokens() -> None:
     ("changes", "expected"),
     [
         ({}, None),
-        ({"pooling": "last"}, ("pooling", "embed")),
+        ({"pooling": "last"}, ("pooling", "none")),
+        ({"pooling": "mean", "head": "question-answering"}, ("pooling", "none")),
         ({"head": "sequence-classification"}, ("pooling", "classify")),
         ({"head": "question-answering"}, ("pooling", "none")),
     ],
