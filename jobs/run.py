@@ -14,6 +14,7 @@ if __name__ == "__main__" and not __package__:
 import json
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -23,11 +24,11 @@ from numpy.typing import NDArray
 from gptj_batch.errors import GPTJBatchError, OutputError
 from gptj_batch.records.progress import pending_units
 from gptj_batch.records.publish import is_complete, publish
-from gptj_batch.stages.resources import plan_replicas
+from gptj_batch.stages.resources import ReplicaPlan, plan_replicas
 from gptj_batch.tasks.base import ERROR_COLUMN, FREE_TEXT_COLUMNS
 from jobs.cluster import connected, node_resources
 from jobs.failures import Stopped, as_ours, ending, stop_on_signals
-from pipelines.backend_choice import choose_backend, gpus_of_replica, memory_plan
+from pipelines.backend_choice import choose_backend, gpus_of_replica, memory_plan, with_backend
 from pipelines.config import Job, load_job
 from pipelines.no_rows import write_no_rows
 from pipelines.prepare import Run, claim_output, prepare
@@ -100,17 +101,10 @@ def _run_units(run: Run, pending: NDArray[np.int32], progress: Progress) -> dict
     """Execute the pipeline, following its counts; return what the replicas say of themselves."""
     from pipelines.build import build  # imports Ray; see jobs.cluster
 
-    nodes, wanted = node_resources(), run.job.replicas
-    has_gpu = wanted.gpus_each != 0 and any(node.get("GPU", 0) > 0 for node in nodes)
-    choice = choose_backend(run.job, has_gpu)
-    print(choice, file=sys.stderr)
-    if choice.kind == "vllm" and has_gpu:
-        print(memory_plan(run.job, run.model.folder), file=sys.stderr)
-    gpus_each = gpus_of_replica(run.job, choice, has_gpu)
-    replicas = plan_replicas(nodes, wanted.min, wanted.max, gpus_each, wanted.cpus_each)
+    run, replicas = _on_cluster(run)
     facts: dict[str, Any] = {}
     try:
-        for table in build(run, pending, replicas, choice.kind).iter_batches(batch_size=None, batch_format="pyarrow"):
+        for table in build(run, pending, replicas).iter_batches(batch_size=None, batch_format="pyarrow"):
             assert isinstance(table, pa.Table)
             for counts in table.to_pylist():
                 progress.add(counts)
@@ -122,6 +116,19 @@ def _run_units(run: Run, pending: NDArray[np.int32], progress: Progress) -> dict
         raise ours from error
     progress.finish()
     return facts
+
+
+def _on_cluster(run: Run) -> tuple[Run, ReplicaPlan]:
+    """Choose the engine and plan its replicas on the cluster that is there; the run has that engine, and is told so."""
+    nodes, wanted = node_resources(), run.job.replicas
+    has_gpu = wanted.gpus_each != 0 and any(node.get("GPU", 0) > 0 for node in nodes)
+    choice = choose_backend(run.job, has_gpu)
+    print(choice, file=sys.stderr)
+    if choice.kind == "vllm" and has_gpu:
+        print(memory_plan(run.job, run.model.folder), file=sys.stderr)
+    gpus_each = gpus_of_replica(run.job, choice, has_gpu)
+    replicas = plan_replicas(nodes, wanted.min, wanted.max, gpus_each, wanted.cpus_each)
+    return replace(run, job=with_backend(run.job, choice.kind)), replicas
 
 
 def _tell_start(run: Run, num_units: int, num_rows: int) -> None:

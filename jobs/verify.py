@@ -10,7 +10,7 @@ import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Final, cast
 
 import numpy as np
 import pyarrow as pa
@@ -24,12 +24,12 @@ from gptj_batch.stages.columns import KEY, NOTES, PROMPT_TOKEN_IDS
 from gptj_batch.stages.read import ReadStage
 from gptj_batch.stages.tokenize import TokenizeStage, load_tokenizer
 from pipelines.agreement import TOLERANCES, Agreement, comparable
+from pipelines.backend_choice import EngineKind, with_backend
 from pipelines.config import Job
 from pipelines.prepare import Run, prepare
 
 KINDS: Final = ("native", "vllm", "fake")
 DISAGREE: Final = 3
-VLLM_ONLY: Final = {"tensor_parallel": 1, "engine_kwargs": {}}
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ def verify(job: Job, kinds: Sequence[str], rows: int, tolerance: float | None, m
     """
     _check(kinds, rows, min_agreement)
     job = job.model_copy(update={"input": job.input.model_copy(update={"limit": rows})})
-    runs = [prepare(_with_backend(job, kind)) for kind in kinds]
+    runs = [prepare(with_backend(job, cast(EngineKind, kind))) for kind in kinds]
     asked = _asked(runs[0])
     answers, facts = [], []
     for kind, run in zip(kinds, runs, strict=True):
@@ -72,12 +72,6 @@ def _check(kinds: Sequence[str], rows: int, min_agreement: float) -> None:
         raise ConfigError(f"--rows must be at least 1, got {rows}")
     if not 0.0 <= min_agreement <= 1.0:
         raise ConfigError(f"--min-agreement must be a share between 0 and 1, got {min_agreement}")
-
-
-def _with_backend(job: Job, kind: str) -> Job:
-    """Return the job on another engine; what belongs to vLLM alone is left out for the others."""
-    update: dict[str, Any] = {"kind": kind} | ({} if kind == "vllm" else VLLM_ONLY)
-    return job.model_copy(update={"backend": job.backend.model_copy(update=update)})
 
 
 def _asked(run: Run) -> list[Asked]:

@@ -59,6 +59,12 @@ def choose_backend(job: Job, has_gpu: bool) -> Choice:
     return Choice(kind="vllm", reason=f"vllm {installed().vllm} is installed, has a GPU and can do the task")
 
 
+def with_backend(job: Job, kind: EngineKind) -> Job:
+    """Return the job on this engine; what belongs to vLLM alone is left out for the others."""
+    update: dict[str, Any] = {"kind": kind} | ({} if kind == "vllm" else {"tensor_parallel": 1, "engine_kwargs": {}})
+    return job.model_copy(update={"backend": job.backend.model_copy(update=update)})
+
+
 def gpus_of_replica(job: Job, choice: Choice, has_gpu: bool) -> float | None:
     """Return the GPUs that each replica claims; None leaves it to the cluster.
 

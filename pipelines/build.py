@@ -15,7 +15,6 @@ from gptj_batch.stages.read import ReadStage
 from gptj_batch.stages.resources import ReplicaPlan
 from gptj_batch.stages.tokenize import TokenizeStage
 from gptj_batch.stages.write import WriteStage
-from pipelines.backend_choice import EngineKind
 from pipelines.prepare import Run
 from pipelines.whole_blocks import on_cpu, on_replicas, unit_numbers
 
@@ -25,11 +24,8 @@ ROWS_AT_ONCE = 512
 MIN_TABLES, MAX_TABLES = 2, 16
 
 
-def build(run: Run, pending: NDArray[np.int32], replicas: ReplicaPlan, kind: EngineKind | None = None) -> Dataset:
-    """Return the dataset whose execution does the pending units and yields their counts (`stages.write.COUNTS`).
-
-    kind: the engine that was chosen; None is the job's own, `auto` then being native
-    """
+def build(run: Run, pending: NDArray[np.int32], replicas: ReplicaPlan) -> Dataset:
+    """Return the dataset whose execution does the pending units and yields their counts (`stages.write.COUNTS`)."""
     job, task = run.job, run.task
     model, revision = run.model_path, job.model.revision
     output = job.output
@@ -37,7 +33,7 @@ def build(run: Run, pending: NDArray[np.int32], replicas: ReplicaPlan, kind: Eng
     units = unit_numbers(len(pending))
     records = on_cpu(units, ReadStage(run.plan, pending, run.columns, job.input.key))
     prompts = on_cpu(records, TokenizeStage(task, model, revision, run.model.n_positions))
-    infer = (task, replica_settings(run, replicas, kind))
+    infer = (task, replica_settings(run, replicas))
     results = on_replicas(prompts, InferStage, infer, replicas, tables_at_once(run), len(pending))
     columns = on_cpu(results, DecodeStage(task, model, revision, output.prefix))
     return on_cpu(
@@ -53,11 +49,11 @@ def tables_at_once(run: Run) -> int:
     return max(MIN_TABLES, min(MAX_TABLES, -(-ROWS_AT_ONCE // run.plan.max_rows_per_unit)))
 
 
-def replica_settings(run: Run, replicas: ReplicaPlan, kind: EngineKind | None = None) -> ReplicaSettings:
+def replica_settings(run: Run, replicas: ReplicaPlan) -> ReplicaSettings:
     """Return what each replica is started with."""
     backend, model = run.job.backend, run.job.model
     return ReplicaSettings(
-        kind=kind or ("native" if backend.kind == "auto" else backend.kind),
+        kind="native" if backend.kind == "auto" else backend.kind,
         model_path=run.model_path,
         revision=model.revision,
         dtype=model.dtype,
