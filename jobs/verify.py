@@ -16,7 +16,7 @@ import numpy as np
 import pyarrow as pa
 
 from gptj_batch.backends import make_backend
-from gptj_batch.errors import ConfigError, shorten
+from gptj_batch.errors import ConfigError, InputError, shorten
 from gptj_batch.model_folder import resolve_folder
 from gptj_batch.requests import AnyRequest
 from gptj_batch.results import AnyResult
@@ -49,6 +49,8 @@ def verify(job: Job, kinds: Sequence[str], rows: int, tolerance: float | None, m
     job = job.model_copy(update={"input": job.input.model_copy(update={"limit": rows})})
     runs = [prepare(with_backend(job, cast(EngineKind, kind))) for kind in kinds]
     asked = _asked(runs[0])
+    if not asked:
+        raise InputError(f"input.path: none of the first {rows} rows can be asked; a run would say why, row by row")
     answers, facts = [], []
     for kind, run in zip(kinds, runs, strict=True):
         results, fact, seconds = _answers(run, kind, asked)
