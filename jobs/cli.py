@@ -65,6 +65,14 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("--deadline", metavar="2h30m", help="stop then, a time span or an ISO time; a rerun goes on (75)")
     run.add_argument("--max-gpu-hours", type=float, metavar="H", help="stop after so many hours of GPUs (75)")
 
+    verify = _add(commands, "verify", _verify, "run the same rows through two engines and compare")
+    verify.add_argument("config", metavar="CONFIG.yaml")
+    verify.add_argument("overrides", nargs="*", metavar="a.b=c", help="settings that win over the file")
+    verify.add_argument("--backends", default="native,vllm", metavar="A,B", help="which two (native,vllm)")
+    verify.add_argument("--rows", type=int, default=50, metavar="N", help="the first N rows (50)")
+    verify.add_argument("--tolerance", type=float, default=None, metavar="X", help="of numbers; by the dtype")
+    verify.add_argument("--min-agreement", type=float, default=1.0, metavar="SHARE", help="of rows, else exit code 3")
+
     demo = _add(commands, "demo", _demo, "label and continue a small corpus with the model in the package")
     demo.add_argument("--output", default="out/demo", metavar="DIR", help="where the results go (out/demo)")
 
@@ -132,6 +140,15 @@ def _report(options: argparse.Namespace) -> int:
     from jobs.report import remake_report
 
     return remake_report(options.output)
+
+
+def _verify(options: argparse.Namespace) -> int:
+    from jobs.verify import verify
+    from pipelines.config import load_job
+
+    kinds = options.backends.split(",")
+    job = load_job(options.config, options.overrides)
+    return verify(job, kinds, options.rows, options.tolerance, options.min_agreement)
 
 
 def _demo(options: argparse.Namespace) -> int:

@@ -15,6 +15,7 @@ import json
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -28,10 +29,11 @@ from gptj_batch.records.lease import Fence, take_lease
 from gptj_batch.records.output import OutputFolder
 from gptj_batch.records.publish import is_complete
 from gptj_batch.records.unchanged import check_unchanged
-from gptj_batch.stages.resources import plan_replicas
+from gptj_batch.stages.resources import ReplicaPlan, plan_replicas
 from jobs.cluster import connected
 from jobs.failures import Stopped, ending, stop_on_signals
 from jobs.limits import TimeLimits
+from pipelines.backend_choice import choose_backend, gpus_of_replica, memory_plan, with_backend
 from pipelines.cluster import node_resources
 from pipelines.config import Job, load_job
 from pipelines.finish import finish
@@ -141,14 +143,7 @@ def _run_units(
     """Execute the pipeline, following its counts; return what the replicas say of themselves."""
     from pipelines.build import build  # imports Ray; see jobs.cluster
 
-    replicas_wanted = run.job.replicas
-    replicas = plan_replicas(
-        node_resources(),
-        replicas_wanted.min,
-        replicas_wanted.max,
-        replicas_wanted.gpus_each,
-        replicas_wanted.cpus_each,
-    )
+    run, replicas = _on_cluster(run)
     limits.use_gpus(replicas.num_gpus * min(replicas.initial_replicas, len(pending)))
     facts: dict[str, Any] = {}
     try:
@@ -164,6 +159,19 @@ def _run_units(
         raise ours from error
     progress.finish()
     return facts
+
+
+def _on_cluster(run: Run) -> tuple[Run, ReplicaPlan]:
+    """Choose the engine and plan its replicas on the cluster that is there; the run has that engine, and is told so."""
+    nodes, wanted = node_resources(), run.job.replicas
+    has_gpu = wanted.gpus_each != 0 and any(node.get("GPU", 0) > 0 for node in nodes)
+    choice = choose_backend(run.job, has_gpu)
+    print(choice, file=sys.stderr)
+    if choice.kind == "vllm" and has_gpu:
+        print(memory_plan(run.job, run.model.folder), file=sys.stderr)
+    gpus_each = gpus_of_replica(run.job, choice, has_gpu)
+    replicas = plan_replicas(nodes, wanted.min, wanted.max, gpus_each, wanted.cpus_each)
+    return replace(run, job=with_backend(run.job, choice.kind)), replicas
 
 
 def _tell_start(run: Run, num_units: int, num_rows: int) -> None:

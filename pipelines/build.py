@@ -74,4 +74,7 @@ def replica_settings(run: Run, replicas: ReplicaPlan) -> ReplicaSettings:
         max_running=backend.max_running,
         kv_cache_gb=backend.kv_cache_gb,
         prefix_caching=backend.prefix_caching,
+        pooling=getattr(run.job.task, "pooling", None),  # of the task `embed`
+        tensor_parallel=backend.tensor_parallel,
+        engine_kwargs=backend.engine_kwargs,
     )

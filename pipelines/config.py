@@ -98,6 +98,10 @@ class BackendSettings(Settings):
     """Memory of the KV cache in GiB; null is chosen for the device."""
     prefix_caching: bool = True
     """Whether what prompts begin with in common is computed once and shared."""
+    tensor_parallel: int = Field(default=1, ge=1)
+    """Split one model over so many GPUs of a node; vLLM only."""
+    engine_kwargs: dict[str, Any] = Field(default_factory=dict)
+    """Arguments of vLLM's engine by vLLM's own names, such as gpu_memory_utilization; vLLM only."""
 
 
 class ReplicaSettings(Settings):

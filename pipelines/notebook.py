@@ -25,7 +25,7 @@ from pipelines.bar import Shown, progress_of
 from pipelines.config import Job
 from pipelines.finish import finish
 from pipelines.no_rows import write_no_rows
-from pipelines.prepare import Run, claim_output, prepare_on
+from pipelines.prepare import Run, claim_output, placed, prepare_on
 from pipelines.result_summary import Call
 from pipelines.session import session
 from pipelines.tables import CallersTable, callers_table, fingerprint
@@ -68,6 +68,7 @@ def _of_table(job: Job, table: CallersTable, progress: bool) -> Any:
     if records is None:
         names = run.task.reads | ({job.input.key} if job.input.key is not None else set())
         records = table.arrow([name for name in table.names if name in names])
+    run = placed(run) if writes else run
     pending = claim_output(run) if writes else np.arange(run.plan.num_units, dtype=np.int32)
     shown = progress_of(job.task.kind, run.plan.num_rows, progress)
     work = _Work(run, records, pending, shown)
@@ -107,10 +108,9 @@ class _Work:
     def written(self) -> pa.Table:
         """Write what is still to do, as a job does, and return the added columns of all that is there."""
         run, started = self._run, time.time()
-        output = run.job.output
-        root = OutputFolder.at(output.path).root.as_posix()
-        write = WriteStage(run.plan, root, output.compression, run.error_column, run.lineage())
-        if not is_complete(output.path):
+        root = OutputFolder.at(run.folder).root.as_posix()
+        write = WriteStage(run.plan, root, run.error_column, run.lineage())
+        if not is_complete(run.folder):
             if run.plan.num_rows:
                 for result in self._results():
                     write(result)
@@ -160,7 +160,7 @@ def added_names(run: Run) -> list[str]:
 
 
 def _read_back(run: Run) -> pa.Table:
-    files = list_files([run.job.output.path], "parquet")
+    files = list_files([run.job.output.path], run.job.output.format)
     plan = plan_units(files, max(files.num_rows, 1))
     units = [read_unit(plan.unit(index), added_names(run)) for index in range(plan.num_units)]
     return pa.concat_tables(units).replace_schema_metadata(None)

@@ -5,6 +5,7 @@ Every consumption of a lazy result runs the model again over what it reads, on w
 
 import json
 import time
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -32,7 +33,7 @@ from pipelines.finish import finish
 from pipelines.no_rows import write_no_rows
 from pipelines.notebook import added_schema
 from pipelines.notebook_pool import warm_replicas
-from pipelines.prepare import Run, claim_output, find_inputs, prepare, prepare_on
+from pipelines.prepare import Run, claim_output, find_inputs, placed, prepare, prepare_on
 from pipelines.ray_errors import as_ours
 from pipelines.result_summary import Call
 from pipelines.session import session
@@ -64,17 +65,17 @@ def _units(run: Run, pending: NDArray[np.int32]) -> Dataset:
 
 def _written(run: Run, progress: bool) -> Dataset:
     """Do what is still to do of a job, and return the records of its output."""
-    pending = claim_output(run)
-    output, started = run.job.output, time.time()
+    run = placed(run)
+    pending, started = claim_output(run), time.time()
     session().keeper()
     shown = progress_of(run.job.task.kind, sum(run.plan.unit(int(index)).num_rows for index in pending), progress)
     backend: dict[str, Any] = {}
-    if not is_complete(output.path):
+    if not is_complete(run.folder):
         if not run.plan.num_rows:
             write_no_rows(run)
         elif len(pending):
-            root = OutputFolder.at(output.path).root.as_posix()
-            write = WriteStage(run.plan, root, output.compression, run.error_column, run.lineage())
+            root = OutputFolder.at(run.folder).root.as_posix()
+            write = WriteStage(run.plan, root, run.error_column, run.lineage())
             for table in _executed(on_cpu(_units(run, pending), write)):
                 for counts in table.to_pylist():
                     shown.add(counts)
@@ -96,7 +97,7 @@ def _executed(dataset: Dataset) -> Any:
 
 
 def _of_output(run: Run, call: Call) -> Dataset:
-    files = list_files([run.job.output.path], "parquet")
+    files = list_files([run.job.output.path], run.job.output.format)
     plan = plan_units(files, run.plan.max_rows_per_unit)
     every = np.arange(plan.num_units, dtype=np.int32)
     if not files.num_rows:
@@ -115,6 +116,7 @@ def of_dataset(job: Job, dataset: Dataset, progress: bool) -> Dataset:
     inputs = InputFiles((InputFile(f"dataset-{time.time_ns()}", "arrow", 0, 0, 0, schema),), (), schema)
     run = prepare_on(job, inputs, are_columns_known=names is not None)
     if is_written(job):
+        run = placed(run)
         claim_output(run)
     blocks = in_order(streamed(dataset, Enrich(run, warm_replicas(run, None)).block))
     if is_written(job):
@@ -129,14 +131,14 @@ def _written_blocks(run: Run, blocks: Dataset, progress: bool) -> Dataset:
 
     Nothing says that the dataset will be the same when it is executed again.
     """
-    output, started = run.job.output, time.time()
+    started = time.time()
     shown = progress_of(run.job.task.kind, None, progress)
     sizes: list[int] = []
     backend: dict[str, Any] = {}
     for table in _executed(blocks):
         backend = json.loads((table.schema.metadata or {}).get(BACKEND_FACTS, b"{}"))
         lineage = json.dumps({**run.lineage(), "backend": backend}, sort_keys=True).encode()
-        write_unit(public(table), output.path, len(sizes), output.compression, lineage)
+        write_unit(public(table), run.folder, len(sizes), metadata=lineage)
         shown.add(counts_of(table, run.error_column))
         sizes.append(table.num_rows)
     shown.finish()
@@ -144,6 +146,6 @@ def _written_blocks(run: Run, blocks: Dataset, progress: bool) -> Dataset:
         raise InputError("data: the dataset has no rows, so there is nothing to write")
     files = tuple(PlannedFile("dataset", "arrow", size, 0, (), None, ()) for size in sizes)
     plan = UnitPlan(files, tuple(sizes), max(sizes), run.plan.schema)
-    run = Run(job=run.job, task=run.task, inputs=run.inputs, plan=plan, model=run.model)
+    run = replace(run, plan=plan)
     finish(run, shown.counts, shown.seconds, started, backend)
     return _of_output(run, Call.of(run, shown, backend))

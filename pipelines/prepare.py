@@ -24,6 +24,7 @@ from gptj_batch.records.schema import check_storable, name_list, output_schema, 
 from gptj_batch.stages.columns import PREFIX as INTERNAL
 from gptj_batch.tasks.base import ERROR_COLUMN, Task
 from gptj_batch.tasks.registry import make_task
+from pipelines.backend_choice import check_backend
 from pipelines.config import Job
 
 # Units small enough that a short job keeps several in flight, and no more than the planner handles in a second.
@@ -74,6 +75,9 @@ class Run:
             "task": self.job.task.model_dump(mode="json"),
         }
 
+    def _engine_kwargs(self) -> dict[str, Any]:
+        return {"engine_kwargs": self.job.backend.engine_kwargs} if self.job.backend.engine_kwargs else {}
+
     def fingerprint(self) -> dict[str, Any]:
         """Return everything that decides the rows; a rerun may only go on where all of it is the same.
 
@@ -93,7 +97,7 @@ class Run:
             },
             "task": self.job.task.model_dump(mode="json"),
             "model": {"identity": self.model.identity, "dtype": self.job.model.dtype},
-            "backend": {"kind": self.job.backend.kind},
+            "backend": {"kind": self.job.backend.kind, **self._engine_kwargs()},
             "output": {"prefix": self.job.output.prefix},
             "rows_per_unit": self.plan.max_rows_per_unit,
         }
@@ -123,8 +127,7 @@ def prepare_on(job: Job, inputs: InputFiles, are_columns_known: bool = True) -> 
 
     are_columns_known: false for a dataset that will only say when it is executed what columns it has
     """
-    if job.backend.kind == "vllm":
-        raise ConfigError("backend.kind: vllm is not in this version; use native, or auto")
+    check_backend(job)
     model = read_facts(job.model.path, job.model.revision, job.task.head)
     task = make_task(job.task, model)
     if are_columns_known:

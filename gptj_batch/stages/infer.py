@@ -1,8 +1,9 @@
 """The third stage: a replica of the model. Token ids in, packed results out."""
 
 import json
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
 
 import pyarrow as pa
 
@@ -10,7 +11,7 @@ from gptj_batch.backends.base import Backend
 from gptj_batch.backends.factory import make_backend
 from gptj_batch.model_folder import Head, resolve_folder
 from gptj_batch.prompts.tokenizer import Tokenizer
-from gptj_batch.requests import AnyRequest
+from gptj_batch.requests import AnyRequest, Pooling
 from gptj_batch.results import AnyResult, Failed, Generated
 from gptj_batch.stages.careful import CarefulRunner, RowCare
 from gptj_batch.stages.columns import (
@@ -46,6 +47,9 @@ class ReplicaSettings:
     max_running: int | None = None
     kv_cache_gb: float | None = None
     prefix_caching: bool = True
+    pooling: Pooling | None = None
+    tensor_parallel: int = 1
+    engine_kwargs: Mapping[str, Any] = field(default_factory=dict)
 
 
 class InferStage:
@@ -146,6 +150,10 @@ def start_backend(replica: ReplicaSettings, head: Head) -> Backend:
         max_running=replica.max_running,
         kv_cache_gb=replica.kv_cache_gb,
         prefix_caching=replica.prefix_caching,
+        pooling=replica.pooling,
+        tensor_parallel=replica.tensor_parallel,
+        num_threads=replica.num_threads,
+        engine_kwargs=replica.engine_kwargs,
     )
 
 

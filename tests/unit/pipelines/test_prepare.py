@@ -186,9 +186,17 @@ def test_an_output_by_another_name_is_the_same_output(make_job: MakeJob, records
 # The model
 
 
-def test_a_backend_of_later_is_refused(make_job: MakeJob) -> None:
-    with pytest.raises(ConfigError, match=r"backend\.kind: vllm is not in this version"):
-        prepare(make_job(backend={"kind": "vllm"}))
+def test_a_backend_that_cannot_run_the_job_is_refused(make_job: MakeJob) -> None:
+    with pytest.raises(ConfigError, match=r"model\.dtype: int8 is the native engine's own"):
+        prepare(make_job(backend={"kind": "vllm"}, model={"path": "demo", "dtype": "int8"}))
+
+
+def test_what_vllm_is_told_beside_our_settings_decides_the_output(make_job: MakeJob) -> None:
+    plain, told = (
+        make_job(backend={"kind": "auto", "engine_kwargs": given}) for given in ({}, {"quantization": "fp8"})
+    )
+    assert prepare(plain).fingerprint()["backend"] == {"kind": "auto"}
+    assert prepare(told).fingerprint()["backend"] == {"kind": "auto", "engine_kwargs": {"quantization": "fp8"}}
 
 
 def test_a_model_that_is_not_there_is_refused(make_job: MakeJob, tmp_path: Path) -> None:
