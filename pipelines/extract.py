@@ -40,6 +40,9 @@ def extract(
     question, context: templates over the row's columns    prompt: a template, with method prompt
     top_k: the length of `answers`    allow_no_answer: whether a row may be answered by null
     stride_tokens: what two windows of a long context share    max_answer_tokens, max_question_tokens: the most of each
+    scoring: global_softmax, or pipeline, as transformers' question-answering pipeline scored
+    window_tokens, align_to_words: the length of a window, and whether answers are whole words
+    max_answers, separator, whole_words, one_line, truncate: with method prompt; see gptj_batch.tasks.extract_prompt
 
     How it is run:
 

@@ -42,6 +42,8 @@ def generate(
     num_beams, length_penalty, early_stopping: beam search
     choices, regex, json_schema: what the text is held to, one of them
     logprobs: whether to add them    truncate: error, left or right, for a prompt that does not fit
+    settings_column: a column whose structures or JSON texts say of these settings what is other for their row
+    deduplicate: whether equal prompts are computed once
 
     How it is run:
 

@@ -108,6 +108,7 @@ def prepare(job: Job) -> Run:
 
     Raises ConfigError, InputError or CheckpointError; nothing has been started or written then.
     """
+    check_backend(job)
     _check_apart(_paths(job), job.output.path)
     return prepare_on(job, find_inputs(job))
 

@@ -15,6 +15,7 @@ def test_a_folder_that_no_run_wrote_is_refused(tmp_path: Path) -> None:
 
 def test_a_run_that_was_cut_off_without_a_word_is_told(tmp_path: Path) -> None:
     (tmp_path / "_gptj_batch").mkdir()
+    (tmp_path / "_gptj_batch" / "plan.json").write_text("{}")
     with pytest.raises(ConfigError, match="run the job again"):
         remake_report(str(tmp_path))
 

@@ -162,7 +162,7 @@ def test_an_interrupted_overwrite_leaves_the_old_output_and_goes_on_beside_it(
         run_job(new)
     spine.units_before_end = None
     with monkeypatch.context() as patch, pytest.raises(OutputError, match="as if"):
-        patch.setattr("jobs.run.change_places", _crash)
+        patch.setattr("pipelines.finish.change_places", _crash)
         run_job(new)
     assert spine.num_units == 4 + 3 + 1
     assert before == {path: path.read_bytes() for path in (folder / "out").rglob("*") if path.is_file()}

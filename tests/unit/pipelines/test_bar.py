@@ -8,7 +8,7 @@ import pytest
 
 from pipelines.bar import Bar, Line, Silent, in_jupyter, progress_of
 
-COUNTS = {"rows": 30, "failed": 2, "truncated": 0, "prompt_tokens": 100, "generated_tokens": 20}
+COUNTS = {"rows": 30, "failed": 2, "truncated": 0, "duplicates": 0, "prompt_tokens": 100, "generated_tokens": 20}
 
 
 def test_a_line_ends_with_the_whole_calls_rates() -> None:
