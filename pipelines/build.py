@@ -36,12 +36,14 @@ def build(run: Run, pending: NDArray[np.int32], replicas: ReplicaPlan) -> Datase
     infer = (task, replica_settings(run, replicas))
     results = on_replicas(prompts, InferStage, infer, replicas, tables_at_once(run), len(pending))
     columns = on_cpu(results, DecodeStage(task, model, revision, output.prefix))
-    return on_cpu(
-        columns,
-        WriteStage(
-            run.plan, OutputFolder.at(output.path).root.as_posix(), output.compression, run.error_column, run.lineage()
-        ),
-    )
+    return on_cpu(columns, write_stage(run))
+
+
+def write_stage(run: Run) -> WriteStage:
+    """Return the stage that writes a run's units."""
+    output = run.job.output
+    root = OutputFolder.at(output.path).root.as_posix()
+    return WriteStage(run.plan, root, output.compression, run.error_column, run.lineage())
 
 
 def tables_at_once(run: Run) -> int:

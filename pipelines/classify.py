@@ -40,8 +40,9 @@ def classify(
     method: prompt, by the likelihood of each label behind a prompt, or head, by a trained classifier
     prompt: a template over the row's columns, such as "{{ text }}\nTopic:"
     labels: a list, or a dictionary from each label to the text that is scored    likelihood: sum or mean
-    text, problem_type, multi_label_threshold, top_k: with method head, whose labels are the checkpoint's
-    truncate: error, left or right, for a text that does not fit
+    calibrate: none or content_free    abstain_below: no label below this probability
+    text, multi_label_threshold, top_k: with method head, whose labels are the checkpoint's
+    truncate: error, left or right, for a text that does not fit    deduplicate: compute equal prompts once
 
     How it is run:
 
