@@ -91,6 +91,7 @@ def prepare(job: Job) -> Run:
 
     Raises ConfigError, InputError or CheckpointError; nothing has been started or written then.
     """
+    _check_backend(job)
     _check_apart(_paths(job), job.output.path)
     return prepare_on(job, find_inputs(job))
 
@@ -109,8 +110,7 @@ def prepare_on(job: Job, inputs: InputFiles, are_columns_known: bool = True) -> 
 
     are_columns_known: false for a dataset that will only say when it is executed what columns it has
     """
-    if job.backend.kind == "vllm":
-        raise ConfigError("backend.kind: vllm is not in this version; use native, or auto")
+    _check_backend(job)
     model = read_facts(job.model.path, job.model.revision, job.task.head)
     task = make_task(job.task, model)
     if are_columns_known:
@@ -118,6 +118,11 @@ def prepare_on(job: Job, inputs: InputFiles, are_columns_known: bool = True) -> 
     _check_model(job, task, model)
     rows_per_unit = unit_rows(min(inputs.num_rows, job.input.limit or inputs.num_rows))
     return Run(job=job, task=task, inputs=inputs, plan=plan_units(inputs, rows_per_unit, job.input.limit), model=model)
+
+
+def _check_backend(job: Job) -> None:
+    if job.backend.kind == "vllm":
+        raise ConfigError("backend.kind: vllm is not in this version; use native, or auto")
 
 
 def unit_rows(num_rows: int) -> int:
