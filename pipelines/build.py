@@ -42,10 +42,13 @@ def build(run: Run, pending: NDArray[np.int32], replicas: ReplicaPlan, fence: Fe
     infer = (task, replica_settings(run, replicas), None if fence is None else row_care(run, fence))
     results = on_replicas(prompts, InferStage, infer, replicas, tables_at_once(run), len(pending))
     columns = on_cpu(results, DecodeStage(task, model, revision, output.prefix))
-    return on_cpu(
-        columns,
-        WriteStage(run.plan, OutputFolder.at(run.folder).root.as_posix(), run.error_column, run.lineage(), fence),
-    )
+    return on_cpu(columns, write_stage(run, fence))
+
+
+def write_stage(run: Run, fence: Fence | None = None) -> WriteStage:
+    """Return the stage that writes a run's units; with the fence of a lease, only as long as it holds."""
+    root = OutputFolder.at(run.folder).root.as_posix()
+    return WriteStage(run.plan, root, run.error_column, run.lineage(), fence)
 
 
 def tables_at_once(run: Run) -> int:

@@ -40,10 +40,9 @@ def classify(
     method: prompt, by the likelihood of each label behind a prompt, or head, by a trained classifier
     prompt: a template over the row's columns, such as "{{ text }}\nTopic:"
     labels: a list, or a dictionary from each label to the text that is scored    likelihood: sum or mean
-    calibrate: none, or content_free, which takes from labels what the prompt alone gives them
-    abstain_below: the least probability of a label; below it there is none
-    text, problem_type, multi_label_threshold, top_k: with method head, whose labels are the checkpoint's
-    truncate: error, left or right, for a text that does not fit    deduplicate: whether equal ones are computed once
+    calibrate: none or content_free    abstain_below: no label below this probability
+    text, multi_label_threshold, top_k: with method head, whose labels are the checkpoint's
+    truncate: error, left or right, for a text that does not fit    deduplicate: compute equal prompts once
 
     How it is run:
 

@@ -36,7 +36,7 @@ def embed(
     The task's settings:
 
     text: a template over the row's columns    pooling: mean or last    normalize: whether to length 1
-    layer: whose hidden states are pooled
+    layer: whose hidden states are pooled    truncate: error, left or right, for a text that does not fit
 
     How it is run:
 

@@ -37,12 +37,11 @@ def extract(
     The task's settings:
 
     method: head, by a trained question-answering head, or prompt, by decoding that is held to the context
-    question, context: templates over the row's columns    prompt: a template, with method prompt
-    top_k: the length of `answers`    allow_no_answer: whether a row may be answered by null
-    stride_tokens: what two windows of a long context share    max_answer_tokens, max_question_tokens: the most of each
-    scoring: global_softmax, or pipeline, as transformers' question-answering pipeline scored
-    window_tokens, align_to_words: the length of a window, and whether answers are whole words
-    max_answers, separator, whole_words, one_line, truncate: with method prompt; see gptj_batch.tasks.extract_prompt
+    question, context: templates over the row's columns    allow_no_answer: whether a row may be answered by null
+    top_k: the length of `answers`    max_answer_tokens, max_question_tokens: the most of each
+    stride_tokens: what two windows of a long context share    window_tokens: the most of one
+    scoring, align_to_words: how spans are compared, and whether they begin and end with words
+    prompt, max_answers, separator, whole_words, one_line, truncate: with method prompt
 
     How it is run:
 

@@ -41,9 +41,8 @@ def generate(
     temperature (0 is greedy), top_k, top_p, min_p, repetition_penalty, num_samples, seed: sampling
     num_beams, length_penalty, early_stopping: beam search
     choices, regex, json_schema: what the text is held to, one of them
-    logprobs: whether to add them    truncate: error, left or right, for a prompt that does not fit
-    settings_column: a column whose structures or JSON texts say of these settings what is other for their row
-    deduplicate: whether equal prompts are computed once
+    logprobs: whether to add them    settings_column: a column with settings of each row's own
+    truncate: error, left or right, for a prompt that does not fit    deduplicate: compute equal prompts once
 
     How it is run:
 

@@ -13,12 +13,11 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from gptj_batch.errors import ConfigError
-from gptj_batch.records.output import OutputFolder
 from gptj_batch.records.publish import is_complete
 from gptj_batch.records.read import InputFile, InputFiles, list_files, plan_units, read_unit
 from gptj_batch.stages.columns import BACKEND_FACTS, KEY, UNIT, with_column
 from gptj_batch.stages.read import row_keys
-from gptj_batch.stages.write import WriteStage, counts_of
+from gptj_batch.stages.write import counts_of
 from gptj_batch.tasks.base import ERROR_COLUMN
 from pipelines.arguments import argument_names, is_written, make_job
 from pipelines.bar import Shown, progress_of
@@ -108,10 +107,11 @@ class _Work:
     def written(self) -> pa.Table:
         """Write what is still to do, as a job does, and return the added columns of all that is there."""
         run, started = self._run, time.time()
-        root = OutputFolder.at(run.folder).root.as_posix()
-        write = WriteStage(run.plan, root, run.error_column, run.lineage())
         if not is_complete(run.folder):
             if run.plan.num_rows:
+                from pipelines.build import write_stage  # imports Ray, as the two of `_results`
+
+                write = write_stage(run)
                 for result in self._results():
                     write(result)
             else:

@@ -16,7 +16,6 @@ from ray.data import Dataset
 from ray.exceptions import RayError
 
 from gptj_batch.errors import InputError
-from gptj_batch.records.output import OutputFolder
 from gptj_batch.records.plan import PlannedFile
 from gptj_batch.records.publish import is_complete
 from gptj_batch.records.read import InputFile, InputFiles, UnitPlan, list_files, plan_units
@@ -24,9 +23,10 @@ from gptj_batch.records.schema import output_schema, select_columns
 from gptj_batch.records.write import write_unit
 from gptj_batch.stages.columns import BACKEND_FACTS
 from gptj_batch.stages.read import ReadStage
-from gptj_batch.stages.write import WriteStage, counts_of
+from gptj_batch.stages.write import counts_of
 from pipelines.arguments import is_written
 from pipelines.bar import progress_of
+from pipelines.build import write_stage
 from pipelines.config import Job
 from pipelines.enrich import Enrich, public
 from pipelines.finish import finish
@@ -74,9 +74,7 @@ def _written(run: Run, progress: bool) -> Dataset:
         if not run.plan.num_rows:
             write_no_rows(run)
         elif len(pending):
-            root = OutputFolder.at(run.folder).root.as_posix()
-            write = WriteStage(run.plan, root, run.error_column, run.lineage())
-            for table in _executed(on_cpu(_units(run, pending), write)):
+            for table in _executed(on_cpu(_units(run, pending), write_stage(run))):
                 for counts in table.to_pylist():
                     shown.add(counts)
                     backend = json.loads(counts["backend"])

@@ -36,6 +36,8 @@ def score(
     The task's settings:
 
     text: a template over the row's columns    context: one for what stands before it and is not scored
+    stride_tokens: how far the windows of a long text are apart    score_first_token: whether the first one counts
+    truncate: error or left, for a text that does not fit
 
     How it is run:
 

@@ -25,7 +25,7 @@ class Session:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._keeper: Any = None
-        self._job_id: str | None = None
+        self._connection: tuple[str, str] | None = None
         self._folder: tempfile.TemporaryDirectory[str] | None = None
         self._calls: dict[int, Any] = {}
 
@@ -35,14 +35,14 @@ class Session:
             self._connect()
             import ray
 
-            job_id = ray.get_runtime_context().get_job_id()
-            if self._keeper is None or self._job_id != job_id:  # Ray may have been shut down and started anew
+            connection = _connection()
+            if self._keeper is None or self._connection != connection:  # Ray may have been shut down and started anew
                 from pipelines.warm_pool import Keeper
 
                 # Where it ends, the replicas that it owns end as well: a new one rightly knows of none.
                 options = {"num_cpus": 0, "max_concurrency": KEEPER_CALLS, "max_restarts": -1}
                 self._keeper = ray.remote(Keeper).options(**options).remote()
-                self._job_id = job_id
+                self._connection = connection
             return self._keeper
 
     def set_environment(self) -> None:
@@ -96,14 +96,14 @@ class Session:
             # It waits for a replica that does not start. Both end with it.
             with suppress(RayError):
                 ray.kill(self._keeper)
-            self._job_id = None
+            self._connection = None
 
     def _is_connected(self) -> bool:
         if self._keeper is None:
             return False
         import ray
 
-        return ray.is_initialized() and ray.get_runtime_context().get_job_id() == self._job_id
+        return ray.is_initialized() and _connection() == self._connection
 
     def remember(self, result: Any, call: Any) -> None:
         """Keep what is known of the call that made a result, as long as the result is there."""
@@ -114,6 +114,14 @@ class Session:
     def call_of(self, result: Any) -> Any:
         """Return what `remember` kept of a result; None where nothing is known of it."""
         return self._calls.get(id(result))
+
+
+def _connection() -> tuple[str, str]:
+    """Return what tells one connection of a process from the next: jobs are numbered anew in every cluster."""
+    import ray
+
+    context = ray.get_runtime_context()
+    return context.gcs_address, context.get_job_id()
 
 
 @cache

@@ -39,8 +39,9 @@ def contents(output: str | Path) -> Literal["nothing", "ours", "foreign"]:
     if folder.root.exists() and not folder.root.is_dir():
         return "foreign"
     is_private = folder.private.is_dir() and not folder.private.is_symlink()
-    # A lease alone is no output: a run takes it before it begins.
-    if is_private and any(not is_lease(path.name) for path in _entries(folder.private)):
+    inside = _entries(folder.private) if is_private else []
+    # A lease alone is no output: a run takes it before it begins. An empty folder is what is left of one.
+    if is_private and (not inside or any(not is_lease(path.name) for path in inside)):
         return "ours"
     try:
         names = [path.name for path in folder.root.iterdir() if not (is_private and path == folder.private)]

@@ -39,6 +39,7 @@ class Replica:
         self._backend = start_backend(settings, head)
         self._stages: OrderedDict[str, InferStage] = OrderedDict()
         self._lock = threading.Lock()
+        self._making = threading.Lock()  # what a task is made of may take a while, and may ask the model
         self._activity = _Activity()
 
     def infer(self, name: str, task: Task, table: pa.Table) -> pa.Table:
@@ -72,7 +73,7 @@ class Replica:
         }
 
     def _stage(self, name: str, task: Task) -> InferStage:
-        with self._lock:
+        with self._making:
             if name not in self._stages:
                 self._stages[name] = InferStage(task, self._settings, backend=self._backend)
                 if len(self._stages) > MAX_TASKS:

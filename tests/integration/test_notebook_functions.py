@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -284,6 +285,32 @@ def test_a_replica_that_is_killed_between_two_calls_is_there_again() -> None:
     os.kill(pid, signal.SIGKILL)
     assert ended({pid})
     assert by_fake(frame(40)).error.isna().all()
+
+
+def test_a_replica_that_is_killed_within_a_call_is_started_again_and_nothing_is_lost(tiny: TinyModel) -> None:
+    settings: dict[str, Any] = {"prompt": "{{ text }}", "max_new_tokens": 20, "model": str(tiny.folder)}
+    settings |= {"dtype": "float32", "progress": False}
+    undisturbed = generate(frame(300), **settings)
+    (pid,) = pids()
+    killer = threading.Timer(0.3, os.kill, (pid, signal.SIGKILL))
+    killer.start()
+    disturbed = generate(frame(300), **settings)
+    killer.join()
+    assert ended({pid})
+    assert disturbed.error.isna().all()
+    assert disturbed.generated_text.tolist() == undisturbed.generated_text.tolist()
+
+
+def test_a_call_that_is_interrupted_leaves_the_replica_for_the_next_one(tiny: TinyModel) -> None:
+    settings: dict[str, Any] = {"prompt": "{{ text }}", "max_new_tokens": 30, "model": str(tiny.folder)}
+    settings |= {"dtype": "float32", "progress": False}
+    generate(frame(2), **settings)
+    before = pids()
+    threading.Timer(0.5, os.kill, (os.getpid(), signal.SIGINT)).start()
+    with pytest.raises(KeyboardInterrupt):
+        generate(frame(3000), **settings)
+    assert generate(frame(3), **settings).error.isna().all()
+    assert pids() == before
 
 
 def test_a_model_that_cannot_be_loaded_is_said_once(tiny: TinyModel, tmp_path: Path) -> None:
