@@ -92,12 +92,13 @@ def flat(value: Any) -> list[Any]:
 
 def same(ours: Any, theirs: Any) -> bool:
     one, other = flat(ours), flat(theirs)
-    return len(one) == len(other) and all(
-        math.isclose(a, b, abs_tol=TOLERANCE, rel_tol=TOLERANCE)
-        if isinstance(a, float) and isinstance(b, float)
-        else a == b
-        for a, b in zip(one, other, strict=True)
-    )
+    return len(one) == len(other) and all(map(_same_leaf, one, other))
+
+
+def _same_leaf(one: Any, other: Any) -> bool:
+    if isinstance(one, float) and isinstance(other, float):
+        return math.isclose(one, other, abs_tol=TOLERANCE, rel_tol=TOLERANCE)
+    return bool(one == other)
 
 
 @pytest.mark.parametrize("name", [name for name, task in TASKS.items() if task["kind"] in KINDS])
