@@ -58,10 +58,14 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("config", metavar="CONFIG.yaml")
     run.add_argument("overrides", nargs="*", metavar="a.b=c", help="settings that win over the file")
     run.add_argument("--limit", type=int, metavar="N", help="only the first N rows (input.limit)")
-    run.add_argument("--address", help="a Ray cluster; without it and RAY_ADDRESS a local one is started")
 
-    run.add_argument("--deadline", metavar="2h30m", help="stop then, a time span or an ISO time; a rerun goes on (75)")
-    run.add_argument("--max-gpu-hours", type=float, metavar="H", help="stop after so many hours of GPUs (75)")
+    retry = _add(commands, "retry", _retry, "do again the rows of a finished output that failed, in place")
+    retry.add_argument("output", metavar="OUTPUT_DIR")
+    retry.add_argument("overrides", nargs="*", metavar="a.b=c", help="settings that change no result")
+    for command in (run, retry):
+        command.add_argument("--deadline", metavar="2h30m", help="stop then, or at an ISO time; a rerun goes on")
+        command.add_argument("--max-gpu-hours", type=float, metavar="H", help="stop after these hours of GPUs")
+        command.add_argument("--address", help="a Ray cluster; without it and RAY_ADDRESS a local one is started")
 
     demo = _add(commands, "demo", _demo, "label and continue a small corpus with the model in the package")
     demo.add_argument("--output", default="out/demo", metavar="DIR", help="where the results go (out/demo)")
@@ -95,6 +99,14 @@ def _run(options: argparse.Namespace) -> int:
     if options.limit is not None:
         overrides.append(f"input.limit={options.limit}")
     return run_job(load_job(options.config, overrides), options.address, limits)
+
+
+def _retry(options: argparse.Namespace) -> int:
+    from jobs.limits import TimeLimits
+    from jobs.retry import retry
+
+    limits = TimeLimits.of_options(options.deadline, options.max_gpu_hours)
+    return retry(options.output, options.overrides, options.address, limits)
 
 
 def _demo(options: argparse.Namespace) -> int:

@@ -46,22 +46,30 @@ def run_job(job: Job, address: str | None = None, limits: TimeLimits | None = No
     Raises GPTJBatchError, or Stopped at a signal or a limit; a rerun of the same job then goes on where this one ended.
     """
     with stop_on_signals():
-        run = prepare(job)
-        for file in run.inputs.skipped:
-            print(f"skipped: {file}", file=sys.stderr)
-        report = _finished(run)
-        if report is None:
-            with take_lease(job.output.path) as lease:
-                pending = claim_output(run)
-                try:
-                    report = _execute(run, pending, address, lease.fence, limits or TimeLimits())
-                except OutputInUseError:
-                    raise  # the output is another run's by now, and so is its run.json
-                except BaseException as error:
-                    write_failure(run, *ending(error))
-                    raise
+        report = complete(prepare(job), address, limits)
         print(report.summary())
         return report.exit_code
+
+
+def complete(run: Run, address: str | None = None, limits: TimeLimits | None = None) -> Report:
+    """Do what is missing of a run, if anything is, and return its report.
+
+    Raises OutputInUseError where another run that is alive has the output, and what `run_job` raises.
+    """
+    for file in run.inputs.skipped:
+        print(f"skipped: {file}", file=sys.stderr)
+    report = _finished(run)
+    if report is not None:
+        return report
+    with take_lease(run.job.output.path) as lease:
+        pending = claim_output(run)
+        try:
+            return _execute(run, pending, address, lease.fence, limits or TimeLimits())
+        except OutputInUseError:
+            raise  # the output is another run's by now, and so is its run.json
+        except BaseException as error:
+            write_failure(run, *ending(error))
+            raise
 
 
 def _finished(run: Run) -> Report | None:
@@ -80,7 +88,7 @@ def _finished(run: Run) -> Report | None:
     # by this job's limit, which may be another one than that of the run that made it
     report = report.judged(run.job.errors)
     if not page_path(report).exists():  # the run that made it was cut off between its last two steps
-        _write_page(run, report)
+        write_pages(run, report)
     return report
 
 
@@ -117,7 +125,7 @@ def _execute(run: Run, pending: NDArray[np.int32], address: str | None, fence: F
         run.plan.num_rows,
     )
     forget_attempts(job.output.path)
-    _write_page(run, report)
+    write_pages(run, report)
     return report
 
 
@@ -131,7 +139,8 @@ def _failure_noted(run: Run) -> Iterator[None]:
         raise
 
 
-def _write_page(run: Run, report: Report) -> None:
+def write_pages(run: Run, report: Report) -> None:
+    """Write the report as a page. Raises OutputError."""
     shown = [name for name in (*run.task.adds.names, ERROR_COLUMN) if name not in FREE_TEXT_COLUMNS]
     write_page(report, [run.job.output.prefix + name for name in shown])
 

@@ -1,7 +1,6 @@
 """The first stage: the number of a unit in, the unit's records out."""
 
 from pathlib import PurePosixPath
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -32,18 +31,20 @@ class ReadStage:
         unit = self._plan.unit(int(self._pending[place]))
         records = read_unit(unit, self._columns)
         numbers = pa.array([unit.index] * records.num_rows, type=pa.int64())
-        return with_column(with_column(records, KEY, self._keys(records, unit.path, unit.start)), UNIT, numbers)
+        return with_column(
+            with_column(records, KEY, row_keys(records, unit.path, unit.start, self._key)), UNIT, numbers
+        )
 
-    def _keys(self, records: pa.Table, path: str, start: int) -> pa.Array:
-        # The file's name without its folder, so that moving a dataset changes no sample.
-        name = PurePosixPath(path).name
-        keys = [f"{name}:{row}" for row in range(start, start + records.num_rows)]
-        if self._key is not None:
-            rows = records_of(records, [self._key])
-            keys = [self._named(row) or key for row, key in zip(rows, keys, strict=True)]
-        return pa.array(keys, type=pa.string())
 
-    def _named(self, row: dict[str, Any] | RecordError) -> str | None:
-        """Return a row's own key; None where it is null or cannot be read."""
-        value = None if isinstance(row, RecordError) or self._key is None else row[self._key]
-        return None if value is None else str(value)
+def row_keys(records: pa.Table, path: str, start: int, column: str | None) -> pa.Array:
+    """Return what names each row, and its samples are drawn by: its value in `column`, else file and row number.
+
+    start: the place of the first record in the file    column: may hold nulls, and values that cannot be read
+    """
+    # The file's name without its folder, so that moving a dataset changes no sample.
+    name = PurePosixPath(path).name
+    keys = [f"{name}:{row}" for row in range(start, start + records.num_rows)]
+    if column is not None:
+        values = (None if isinstance(row, RecordError) else row[column] for row in records_of(records, [column]))
+        keys = [key if value is None else str(value) or key for value, key in zip(values, keys, strict=True)]
+    return pa.array(keys, type=pa.string())
