@@ -1,7 +1,7 @@
 """Soak: runs that are killed at random moments and run again, each compared with an undisturbed one; `make soak`.
 
 Every round starts the command in a process of its own with a Ray of its own, kills one of its processes by SIGKILL (the
-command itself, the node's raylet, the head's server, a replica, any worker), and runs the command until it has finished.
+command itself, the raylet, the head's server, a replica, any worker), and runs the command until it has finished.
 The model is the fake backend, slowed down, so that a round is about what survives and not about arithmetic.
 """
 
@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import psutil
+import psutil  # type: ignore[import-untyped]
 import pyarrow as pa
 import pyarrow.parquet as pq
 import yaml
@@ -99,7 +99,9 @@ def victims(root: int, kind: str) -> list[psutil.Process]:
         process = psutil.Process(root)
         if kind == "driver":
             return [process]
-        return [child for child in process.children(recursive=True) if _IN_COMMAND[kind] in _command(child)]
+        commands = [(child, _command(child)) for child in process.children(recursive=True)]
+        # Agents are parts of their raylet, which ends with them.
+        return [child for child, command in commands if _IN_COMMAND[kind] in command and "Agent" not in command]
     except psutil.NoSuchProcess:
         return []
 
