@@ -6,7 +6,7 @@ BIN := .venv/bin
 PIP_ARGS ?=
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c infra/constraints.txt $(PIP_ARGS)
 
-.PHONY: demo test test-vllm check bench unit clean
+.PHONY: demo test test-vllm check bench soak unit clean
 
 demo: .venv/runtime
 	$(BIN)/gptj-batch demo
@@ -33,6 +33,10 @@ check: .venv/dev
 bench: .venv/dev
 	$(BIN)/python -m jobs.bench.vllm_env $(PIP_ARGS)
 	$(BIN)/python -m jobs.bench.suite $(ARGS)
+
+# 200 runs, each with a process killed at a random moment, compared with an undisturbed one; ARGS="--rounds 20" for fewer.
+soak: .venv/dev
+	$(BIN)/python -m jobs.soak $(ARGS)
 
 clean:
 	rm -rf .venv build dist

@@ -60,10 +60,14 @@ def _parser() -> argparse.ArgumentParser:
 
     run = _add(commands, "run", _run, "run a job here, or on the cluster that RAY_ADDRESS or --address names")
     _add_job(run)
-    run.add_argument("--address", help="a Ray cluster; without it and RAY_ADDRESS a local one is started")
 
-    run.add_argument("--deadline", metavar="2h30m", help="stop then, a time span or an ISO time; a rerun goes on (75)")
-    run.add_argument("--max-gpu-hours", type=float, metavar="H", help="stop after so many hours of GPUs (75)")
+    retry = _add(commands, "retry", _retry, "do again the rows of a finished output that failed, in place")
+    retry.add_argument("output", metavar="OUTPUT_DIR")
+    retry.add_argument("overrides", nargs="*", metavar="a.b=c", help="settings that change no result")
+    for command in (run, retry):
+        command.add_argument("--deadline", metavar="2h30m", help="stop then, or at an ISO time; a rerun goes on")
+        command.add_argument("--max-gpu-hours", type=float, metavar="H", help="stop after these hours of GPUs")
+        command.add_argument("--address", help="a Ray cluster; without it and RAY_ADDRESS a local one is started")
 
     verify = _add(commands, "verify", _verify, "run the same rows through two engines and compare")
     verify.add_argument("config", metavar="CONFIG.yaml")
@@ -149,6 +153,14 @@ def _verify(options: argparse.Namespace) -> int:
     kinds = options.backends.split(",")
     job = load_job(options.config, options.overrides)
     return verify(job, kinds, options.rows, options.tolerance, options.min_agreement)
+
+
+def _retry(options: argparse.Namespace) -> int:
+    from jobs.limits import TimeLimits
+    from jobs.retry import retry
+
+    limits = TimeLimits.of_options(options.deadline, options.max_gpu_hours)
+    return retry(options.output, options.overrides, options.address, limits)
 
 
 def _demo(options: argparse.Namespace) -> int:

@@ -51,25 +51,34 @@ def run_job(job: Job, address: str | None = None, limits: TimeLimits | None = No
     Raises GPTJBatchError, or Stopped at a signal or a limit; a rerun of the same job then goes on where this one ended.
     """
     with stop_on_signals():
-        run = prepare(job)
-        for file in run.inputs.skipped:
-            print(f"skipped: {file}", file=sys.stderr)
-        if not OutputFolder.at(job.output.path).root.exists():
-            settle(job.output.path)  # an overwriting run may have ended while it was neither the old nor the new one
-        report = _finished(run)
-        if report is None:
-            with take_lease(job.output.path) as lease:
-                run = placed(run)
-                pending = claim_output(run)
-                try:
-                    report = _put_in_place(run) or _execute(run, pending, address, lease.fence, limits or TimeLimits())
-                except OutputInUseError:
-                    raise  # the output is another run's by now, and so is its run.json
-                except BaseException as error:
-                    write_failure(run, *ending(error))
-                    raise
+        report = complete(prepare(job), address, limits)
         print(report.summary())
         return report.exit_code
+
+
+def complete(run: Run, address: str | None = None, limits: TimeLimits | None = None) -> Report:
+    """Do what is missing of a run, if anything is, and return its report.
+
+    Raises OutputInUseError where another run that is alive has the output, and what `run_job` raises.
+    """
+    for file in run.inputs.skipped:
+        print(f"skipped: {file}", file=sys.stderr)
+    output = run.job.output.path
+    if not OutputFolder.at(output).root.exists():
+        settle(output)  # an overwriting run may have ended while it was neither the old nor the new one
+    report = _finished(run)
+    if report is not None:
+        return report
+    with take_lease(output) as lease:
+        run = placed(run)
+        pending = claim_output(run)
+        try:
+            return _put_in_place(run) or _execute(run, pending, address, lease.fence, limits or TimeLimits())
+        except OutputInUseError:
+            raise  # the output is another run's by now, and so is its run.json
+        except BaseException as error:
+            write_failure(run, *ending(error))
+            raise
 
 
 def _finished(run: Run) -> Report | None:

@@ -33,6 +33,7 @@ class Faults:
     dead_token: the engine is dead (BackendError)
     max_requests: a call with more raises MemoryError    request_s: how long a request takes
     starts_folder: every backend that is started leaves a file there
+    while_file: all of this only as long as this file exists
     """
 
     kill_token: int | None = None
@@ -42,6 +43,7 @@ class Faults:
     max_requests: int | None = None
     request_s: float = 0.0
     starts_folder: str | None = None
+    while_file: str | None = None
 
     @classmethod
     def of_config(cls, config: Mapping[str, Any]) -> Self | None:
@@ -61,6 +63,8 @@ class FaultyBackend(FakeBackend):
     def run(self, requests: Sequence[AnyRequest]) -> list[AnyResult]:
         """Misbehave, or answer every request; see `Backend.run`."""
         faults = self._faults
+        if faults.while_file is not None and not Path(faults.while_file).exists():
+            return super().run(requests)
         tokens = {token for request in requests for token in request.prompt_token_ids}
         time.sleep(faults.request_s * len(requests))
         if faults.kill_token in tokens:
