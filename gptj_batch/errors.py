@@ -6,6 +6,7 @@ GPTJBatchError
 ├── RecordError        one row is bad; the others are fine                     (retryable: no)
 ├── CheckpointError    weights, tokenizer and config disagree, or are missing  (retryable: no)
 ├── OutputError        a result cannot be stored, or the output is not ours    (retryable: no)
+├── OutputInUseError   another run that is alive has the output                (retryable: no)
 └── BackendError       the engine failed on good input                         (retryable: yes)
 
 A message names the setting, file, row or column, the rule, the value found and the next thing to do.
@@ -37,6 +38,10 @@ class CheckpointError(GPTJBatchError):
 
 class OutputError(GPTJBatchError):
     """A result that cannot be stored; it stops the run."""
+
+
+class OutputInUseError(GPTJBatchError):
+    """An output that another run, which is alive, has; it is left alone."""
 
 
 class BackendError(GPTJBatchError):

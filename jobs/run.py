@@ -13,62 +13,102 @@ if __name__ == "__main__" and not __package__:
 
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from gptj_batch.errors import GPTJBatchError, OutputError
-from gptj_batch.records.beside import change_places
-from gptj_batch.records.progress import pending_units
-from gptj_batch.records.publish import is_complete, publish
-from gptj_batch.stages.resources import plan_replicas
-from gptj_batch.tasks.base import ERROR_COLUMN, FREE_TEXT_COLUMNS
-from jobs.cluster import connected, node_resources
-from jobs.failures import Stopped, as_ours, ending, stop_on_signals
+from gptj_batch.errors import GPTJBatchError, OutputInUseError
+from gptj_batch.records.attempts import Attempts
+from gptj_batch.records.beside import change_places, settle
+from gptj_batch.records.lease import Fence, take_lease
+from gptj_batch.records.output import OutputFolder
+from gptj_batch.records.publish import is_complete
+from gptj_batch.records.unchanged import check_unchanged
+from gptj_batch.stages.resources import ReplicaPlan, plan_replicas
+from jobs.cluster import connected
+from jobs.failures import Stopped, ending, stop_on_signals
+from jobs.limits import TimeLimits
+from pipelines.backend_choice import choose_backend, gpus_of_replica, memory_plan, with_backend
+from pipelines.cluster import node_resources
 from pipelines.config import Job, load_job
+from pipelines.finish import finish
 from pipelines.no_rows import write_no_rows
-from pipelines.prepare import Run, claim_output, placed, prepare
+from pipelines.prepare import Run, check_output, claim_output, placed, prepare
 from pipelines.progress import Progress
-from pipelines.report import Report, read_report, write_failure, write_report
+from pipelines.ray_errors import as_ours
+from pipelines.report import Report, read_report, write_failure
 from pipelines.report_page import page_path, write_page
 
 
-def run_job(job: Job, address: str | None = None) -> int:
+def run_job(job: Job, address: str | None = None, limits: TimeLimits | None = None) -> int:
     """Run a job to its end and return the exit code: 0, or 3 where more failed than `errors.max_failed_rows` allows.
 
-    Raises GPTJBatchError; a rerun of the same job then goes on where this one ended.
+    Raises GPTJBatchError, or Stopped at a signal or a limit; a rerun of the same job then goes on where this one ended.
     """
     with stop_on_signals():
         run = prepare(job)
         for file in run.inputs.skipped:
             print(f"skipped: {file}", file=sys.stderr)
-        run = placed(run)
-        pending = claim_output(run)
-        if is_complete(run.folder) and (report := read_report(run.folder)) is not None:
-            if run.is_beside:  # the run that made it was cut off before the last step
-                change_places(run.job.output.path)
-            print(f"Nothing to do: {run.job.output.path} is complete.", file=sys.stderr)
-            # by this job's limit, which may be another one than that of the run that made it
-            report = report.judged(run.job.errors)
-            if not page_path(report).exists():  # the run that made it was cut off between its last two steps
-                _write_page(run, report)
-        else:
-            try:
-                report = _execute(run, pending, address)
-            except BaseException as error:
-                write_failure(run, *ending(error))
-                raise
+        if not OutputFolder.at(job.output.path).root.exists():
+            settle(job.output.path)  # an overwriting run may have ended while it was neither the old nor the new one
+        report = _finished(run)
+        if report is None:
+            with take_lease(job.output.path) as lease:
+                run = placed(run)
+                pending = claim_output(run)
+                try:
+                    report = _put_in_place(run) or _execute(run, pending, address, lease.fence, limits or TimeLimits())
+                except OutputInUseError:
+                    raise  # the output is another run's by now, and so is its run.json
+                except BaseException as error:
+                    write_failure(run, *ending(error))
+                    raise
         print(report.summary())
         return report.exit_code
 
 
-def _execute(run: Run, pending: NDArray[np.int32], address: str | None) -> Report:
+def _finished(run: Run) -> Report | None:
+    """Return the report of an output that is complete and stays; None where there is something to do.
+
+    Raises ConfigError where the output is not for this job.
+    """
+    path = run.job.output.path
+    check_output(run)
+    if run.job.output.on_exists == "overwrite" or not is_complete(path):
+        return None
+    claim_output(run)
+    if (report := read_report(path)) is None:
+        return None
+    print(f"Nothing to do: {path} is complete.", file=sys.stderr)
+    # by this job's limit, which may be another one than that of the run that made it
+    report = report.judged(run.job.errors)
+    if not page_path(report).exists():  # the run that made it was cut off between its last two steps
+        write_page(report)
+    return report
+
+
+def _put_in_place(run: Run) -> Report | None:
+    """Return the report of a complete output that a run left beside the one that it was to overwrite, now in its place.
+
+    None where there is none.
+    """
+    if not (run.is_beside and is_complete(run.folder)) or (report := read_report(run.folder)) is None:
+        return None
+    change_places(run.job.output.path)
+    print(f"Nothing to do: {run.job.output.path} is complete.", file=sys.stderr)
+    report = report.judged(run.job.errors)
+    write_page(report)
+    return report
+
+
+def _execute(run: Run, pending: NDArray[np.int32], address: str | None, fence: Fence, limits: TimeLimits) -> Report:
     """Do the pending units, check that none is missing, publish the output and its report."""
     started = time.time()
-    job = run.job
     num_pending_rows = sum(run.plan.unit(int(index)).num_rows for index in pending)
     progress = Progress(num_pending_rows, sys.stderr)
     facts: dict[str, Any] = {}
@@ -76,40 +116,38 @@ def _execute(run: Run, pending: NDArray[np.int32], address: str | None) -> Repor
         write_no_rows(run)
     elif len(pending):
         _tell_start(run, len(pending), num_pending_rows)
-        with connected(address):
-            facts = _run_units(run, pending, progress)
-    missing = pending_units(run.folder, run.plan)
-    if len(missing):
-        raise OutputError(f"{len(missing)} of {run.plan.num_units} units were not written; run the same job again")
-    report = Report.of_units(run, progress.counts, progress.seconds, started, facts)
-    write_report(run, report)
-    publish(run.folder, run.plan.num_units, job.output.form, run.plan.num_rows)
-    if run.is_beside:
-        change_places(job.output.path)
-    _write_page(run, report)
-    return report
+        attempts = Attempts(fence.output, fence.token)
+        try:
+            with limits.kept(), connected(address), _failure_noted(run):
+                facts = _run_units(run, pending, progress, fence, limits)
+        except BaseException:
+            attempts.forget_running()
+            raise
+        check_unchanged(run.inputs.files)
+    return finish(run, progress.counts, progress.seconds, started, facts, fence)
 
 
-def _write_page(run: Run, report: Report) -> None:
-    shown = [name for name in (*run.task.adds.names, ERROR_COLUMN) if name not in FREE_TEXT_COLUMNS]
-    write_page(report, [run.job.output.prefix + name for name in shown])
+@contextmanager
+def _failure_noted(run: Run) -> Iterator[None]:
+    """Write down how the run ends before Ray is shut down: `ray job stop` gives three seconds for all of it."""
+    try:
+        yield
+    except Stopped as stopped:
+        write_failure(run, *ending(stopped))
+        raise
 
 
-def _run_units(run: Run, pending: NDArray[np.int32], progress: Progress) -> dict[str, Any]:
+def _run_units(
+    run: Run, pending: NDArray[np.int32], progress: Progress, fence: Fence, limits: TimeLimits
+) -> dict[str, Any]:
     """Execute the pipeline, following its counts; return what the replicas say of themselves."""
     from pipelines.build import build  # imports Ray; see jobs.cluster
 
-    replicas_wanted = run.job.replicas
-    replicas = plan_replicas(
-        node_resources(),
-        replicas_wanted.min,
-        replicas_wanted.max,
-        replicas_wanted.gpus_each,
-        replicas_wanted.cpus_each,
-    )
+    run, replicas = _on_cluster(run)
+    limits.use_gpus(replicas.num_gpus * min(replicas.initial_replicas, len(pending)))
     facts: dict[str, Any] = {}
     try:
-        for table in build(run, pending, replicas).iter_batches(batch_size=None, batch_format="pyarrow"):
+        for table in build(run, pending, replicas, fence).iter_batches(batch_size=None, batch_format="pyarrow"):
             assert isinstance(table, pa.Table)
             for counts in table.to_pylist():
                 progress.add(counts)
@@ -121,6 +159,19 @@ def _run_units(run: Run, pending: NDArray[np.int32], progress: Progress) -> dict
         raise ours from error
     progress.finish()
     return facts
+
+
+def _on_cluster(run: Run) -> tuple[Run, ReplicaPlan]:
+    """Choose the engine and plan its replicas on the cluster that is there; the run has that engine, and is told so."""
+    nodes, wanted = node_resources(), run.job.replicas
+    has_gpu = wanted.gpus_each != 0 and any(node.get("GPU", 0) > 0 for node in nodes)
+    choice = choose_backend(run.job, has_gpu)
+    print(choice, file=sys.stderr)
+    if choice.kind == "vllm" and has_gpu:
+        print(memory_plan(run.job, run.model.folder), file=sys.stderr)
+    gpus_each = gpus_of_replica(run.job, choice, has_gpu)
+    replicas = plan_replicas(nodes, wanted.min, wanted.max, gpus_each, wanted.cpus_each)
+    return replace(run, job=with_backend(run.job, choice.kind)), replicas
 
 
 def _tell_start(run: Run, num_units: int, num_rows: int) -> None:

@@ -8,7 +8,10 @@ import numpy as np
 from numpy.typing import NDArray
 from ray.data import Dataset
 
+from gptj_batch.records.attempts import Attempts
+from gptj_batch.records.lease import Fence
 from gptj_batch.records.output import OutputFolder
+from gptj_batch.stages.careful import RowCare
 from gptj_batch.stages.decode import DecodeStage
 from gptj_batch.stages.infer import InferStage, ReplicaSettings
 from gptj_batch.stages.read import ReadStage
@@ -24,8 +27,11 @@ ROWS_AT_ONCE = 512
 MIN_TABLES, MAX_TABLES = 2, 16
 
 
-def build(run: Run, pending: NDArray[np.int32], replicas: ReplicaPlan) -> Dataset:
-    """Return the dataset whose execution does the pending units and yields their counts (`stages.write.COUNTS`)."""
+def build(run: Run, pending: NDArray[np.int32], replicas: ReplicaPlan, fence: Fence | None = None) -> Dataset:
+    """Return the dataset whose execution does the pending units and yields their counts (`stages.write.COUNTS`).
+
+    fence: of the lease on the output; replicas then look out for rows that end them, and nothing is written without it
+    """
     job, task = run.job, run.task
     model, revision = run.model_path, job.model.revision
     output = job.output
@@ -33,18 +39,25 @@ def build(run: Run, pending: NDArray[np.int32], replicas: ReplicaPlan) -> Datase
     units = unit_numbers(len(pending))
     records = on_cpu(units, ReadStage(run.plan, pending, run.columns, job.input.key))
     prompts = on_cpu(records, TokenizeStage(task, model, revision, run.model.n_positions))
-    infer = (task, replica_settings(run, replicas))
+    infer = (task, replica_settings(run, replicas), None if fence is None else row_care(run, fence))
     results = on_replicas(prompts, InferStage, infer, replicas, tables_at_once(run), len(pending))
     columns = on_cpu(results, DecodeStage(task, model, revision, output.prefix))
     return on_cpu(
         columns,
-        WriteStage(run.plan, OutputFolder.at(run.folder).root.as_posix(), run.error_column, run.lineage()),
+        WriteStage(run.plan, OutputFolder.at(run.folder).root.as_posix(), run.error_column, run.lineage(), fence),
     )
 
 
 def tables_at_once(run: Run) -> int:
     """Return how many tables a replica has in hand."""
     return max(MIN_TABLES, min(MAX_TABLES, -(-ROWS_AT_ONCE // run.plan.max_rows_per_unit)))
+
+
+def row_care(run: Run, fence: Fence) -> RowCare:
+    """Return how replicas deal with rows that end or stop them."""
+    errors = run.job.errors
+    attempts = Attempts(fence.output, fence.token)
+    return RowCare(attempts=attempts, row_timeout_s=errors.row_timeout_s, max_deadly_rows=errors.max_deadly_rows)
 
 
 def replica_settings(run: Run, replicas: ReplicaPlan) -> ReplicaSettings:
@@ -61,4 +74,7 @@ def replica_settings(run: Run, replicas: ReplicaPlan) -> ReplicaSettings:
         max_running=backend.max_running,
         kv_cache_gb=backend.kv_cache_gb,
         prefix_caching=backend.prefix_caching,
+        pooling=getattr(run.job.task, "pooling", None),  # of the task `embed`
+        tensor_parallel=backend.tensor_parallel,
+        engine_kwargs=backend.engine_kwargs,
     )

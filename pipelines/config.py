@@ -26,25 +26,34 @@ LATER: dict[str, tuple[tuple[Any, ...], str]] = {
     "task.choices": ((None,), "it belongs to `generate`; `classify` has labels"),
     "task.regex": ((None,), "it belongs to `generate`"),
     "task.json_schema": ((None,), "it belongs to `generate`"),
-    "task.calibrate": ((None, "none"), "calibration is not in this version"),
-    "task.text": ((None,), "it belongs to `classify` with method head"),
-    "task.top_k": ((None, 0), "it belongs to `classify` with method head, to `extract` and to `generate`"),
+    "task.calibrate": ((None, "none"), "it belongs to `classify` with method prompt"),
+    "task.text": ((None,), "it belongs to `classify` with method head, to `score` and to `embed`"),
+    "task.top_k": (
+        (None, 0),
+        "it belongs to `classify` with method head, to `extract` with method head and to `generate`",
+    ),
     "task.multi_label_threshold": ((None,), "it belongs to `classify` with method head"),
-    "task.prompt": ((None,), "it belongs to `generate` and to `classify` with method prompt"),
+    "task.prompt": ((None,), "it belongs to `generate`, and to `classify` and `extract` with method prompt"),
+    "task.question": ((None,), "it belongs to `extract` with method head; with method prompt it is part of the prompt"),
+    "task.max_answers": ((None, 1), "it belongs to `extract` with method prompt; by head, top_k is as many answers"),
     "task.labels": ((None,), "it belongs to `classify` with method prompt; a trained head brings its own labels"),
     "task.likelihood": ((None, "sum"), "it belongs to `classify` with method prompt"),
 }
-KINDS, LATER_KINDS = ("generate", "classify", "extract"), ("score", "embed")
-METHODS = {"classify": ("prompt", "head"), "extract": ("head",)}
+KINDS = ("generate", "classify", "extract", "score", "embed")
+METHODS = {"classify": ("prompt", "head"), "extract": ("head", "prompt")}
 
 
 class InputSettings(Settings):
     """What is read."""
 
     path: str | tuple[str, ...]
-    """A file, a folder, a glob, or a list of them; local, s3:// or gs://."""
+    """A file, a folder, a glob, or a list of them; local, s3://, gs:// or hf://; or a dataset's name."""
     format: Literal["auto", "parquet", "arrow", "jsonl", "csv", "huggingface"] = "auto"
-    """`auto` goes by the ending."""
+    """`auto` goes by the ending; `huggingface` is a dataset's name, or a folder of one."""
+    subset: str | None = None
+    """Of a dataset that has several, which (`name` of `datasets.load_dataset`)."""
+    split: str | None = None
+    """Of a dataset that has several, which: `train`, for example."""
     columns: tuple[str, ...] | None = None
     """Read and keep only these; null keeps all."""
     key: str | None = None
@@ -89,6 +98,10 @@ class BackendSettings(Settings):
     """Memory of the KV cache in GiB; null is chosen for the device."""
     prefix_caching: bool = True
     """Whether what prompts begin with in common is computed once and shared."""
+    tensor_parallel: int = Field(default=1, ge=1)
+    """Split one model over so many GPUs of a node; vLLM only."""
+    engine_kwargs: dict[str, Any] = Field(default_factory=dict)
+    """Arguments of vLLM's engine by vLLM's own names, such as gpu_memory_utilization; vLLM only."""
 
 
 class ReplicaSettings(Settings):
@@ -192,6 +205,10 @@ class ErrorSettings(Settings):
     """More failed rows than this end the run with exit code 3: a share below 1.0, or a count from 1 up."""
     bad_files: Literal["fail", "skip"] = "fail"
     """An input file that cannot be read: stop before anything runs, or leave it out and exit with 3."""
+    row_timeout_s: float | None = Field(default=3600.0, gt=0.0, allow_inf_nan=False)
+    """A replica that gets nothing done for so long is started anew, and a row that alone takes longer gets an error."""
+    max_deadly_rows: int = Field(default=100, ge=0)
+    """More rows than this that end the process that runs them end the run: then the machine is to be looked at."""
 
     @field_validator("max_failed_rows")
     @classmethod
@@ -258,8 +275,6 @@ def _check_kind(file: JobFile) -> None:
     if not isinstance(task, dict):
         return
     kind, where = task.get("kind"), file.place(("task", "kind"))
-    if kind in LATER_KINDS:
-        raise ConfigError(f"{where}: task.kind: {kind} is not in this version; {_listed(KINDS, 'and')} are")
     if kind not in KINDS:
         near = get_close_matches(str(kind), KINDS, n=1)
         found = f"got {shorten(repr(kind))}" if "kind" in task else "it is missing"
@@ -268,8 +283,6 @@ def _check_kind(file: JobFile) -> None:
     method, methods = task.get("method"), METHODS.get(str(kind), ())
     if "method" in task and methods and method not in methods:
         where = file.place(("task", "method"))
-        if (kind, method) == ("extract", "prompt"):
-            raise ConfigError(f"{where}: task.method: prompt is not in this version; head is")
         raise ConfigError(f"{where}: task.method: must be {_listed(methods, 'or')}, got {shorten(repr(method))}")
 
 

@@ -14,6 +14,7 @@ import gptj_batch
 from gptj_batch.errors import OutputError
 from gptj_batch.records.output import OutputFolder
 from gptj_batch.records.part_reader import read_column
+from gptj_batch.tasks.base import ERROR_COLUMN, FREE_TEXT_COLUMNS
 from pipelines.config import ErrorSettings
 from pipelines.prepare import Run
 from pipelines.progress import Counts, duration
@@ -28,7 +29,10 @@ PACKAGES = ("torch", "ray", "pyarrow", "tokenizers", "safetensors")
 
 @dataclass(frozen=True, kw_only=True)
 class Report:
-    """What a run did; the counts of rows are the whole output's, the rest is this run's alone."""
+    """What a run did; the counts of rows are the whole output's, the rest is this run's alone.
+
+    columns: those that the task added and that may be shown
+    """
 
     name: str
     output: str
@@ -52,6 +56,8 @@ class Report:
     task: dict[str, Any]
     backend: dict[str, Any]
     versions: dict[str, str]
+    columns: list[str]
+    duplicates_this_run: int = 0
 
     @classmethod
     def of_units(cls, run: Run, counts: Counts, seconds: float, started: float, backend: dict[str, Any]) -> "Report":
@@ -72,6 +78,7 @@ class Report:
             errors=dict(commonest),
             skipped_files=skipped,
             truncated_this_run=counts.truncated,
+            duplicates_this_run=counts.duplicates,
             rows_this_run=counts.rows,
             prompt_tokens_this_run=counts.prompt_tokens,
             generated_tokens_this_run=counts.generated_tokens,
@@ -83,6 +90,11 @@ class Report:
             prompt_sha256=prompt_hash(run),
             task=run.job.task.model_dump(mode="json"),
             backend=backend,
+            columns=[
+                run.job.output.prefix + name
+                for name in (*run.task.adds.names, ERROR_COLUMN)
+                if name not in FREE_TEXT_COLUMNS
+            ],
             versions={
                 "gptj-batch": gptj_batch.__version__,
                 "python": platform.python_version(),
@@ -115,6 +127,10 @@ class Report:
             )
         if self.truncated_this_run:
             lines.append(f"{self.truncated_this_run:,} prompts were cut to fit the context (task.truncate)")
+        if self.duplicates_this_run:
+            lines.append(
+                f"{self.duplicates_this_run:,} duplicates were computed once, with another row (task.deduplicate)"
+            )
         most = sorted(self.errors.items(), key=lambda item: -item[1])[:5]
         lines += [f"  {count:,} x {reason}" for reason, count in most]
         lines += [f"skipped, could not be read: {path}" for path in self.skipped_files]
@@ -179,3 +195,16 @@ def read_report(output: str) -> Report | None:
         return Report(**json.loads(file.read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError):
         return None
+
+
+def read_failure(output: str) -> dict[str, Any] | None:
+    """Return what `write_failure` left; None where there is nothing that can be read."""
+    try:
+        failure = json.loads((OutputFolder.at(output).private / RUN_FILE).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return (
+        failure
+        if isinstance(failure, dict) and {"units", "units_done", "reason", "exit_code"} <= set(failure)
+        else None
+    )

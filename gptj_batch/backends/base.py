@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from gptj_batch.requests import AnyRequest
 from gptj_batch.results import AnyResult, Failed, Generated
@@ -46,4 +46,14 @@ class Backend(Protocol):
 
     def close(self) -> None:
         """Stop, and free what is held; later calls of `run` raise BackendError."""
+        ...
+
+
+@runtime_checkable
+class Stepping(Protocol):
+    """A backend that works in steps; that it makes them shows that it does not hang, long before a result comes."""
+
+    @property
+    def num_steps(self) -> int:
+        """Return how many steps were made so far."""
         ...

@@ -46,6 +46,7 @@ class NativeBackend:
         self._open_calls: set[_Call] = set()
         self._ending: BackendError | None = None  # set once: why no call can be served any more
         self._counts = TokenCounts()
+        self._num_steps = 0
         self._thread = threading.Thread(target=self._serve, name="gptj-batch-engine", daemon=True)
         self._thread.start()
 
@@ -87,6 +88,11 @@ class NativeBackend:
         """Return the tokens done so far."""
         return self._counts
 
+    @property
+    def num_steps(self) -> int:
+        """Return how many steps the engine has made; see `Stepping`."""
+        return self._num_steps
+
     def describe(self) -> dict[str, str | int]:
         """Return plain facts; see `Backend.describe`."""
         model, bounds = self._engine.model, self._engine.bounds
@@ -116,6 +122,7 @@ class NativeBackend:
                 self._take_arrivals()
                 if self._engine.has_unfinished:
                     self._engine.step()
+                    self._num_steps += 1
         except BaseException as error:  # noqa: BLE001 - whatever it was, callers must not wait for ever
             ending = BackendError(f"the engine stopped: {type(error).__name__}: {shorten(error, 300)}; start a new one")
             ending.__cause__ = error

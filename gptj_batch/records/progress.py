@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gptj_batch.errors import OutputError, shorten
+from gptj_batch.records.lease import is_lease
 from gptj_batch.records.output import OutputFolder, not_written
 from gptj_batch.records.plan import UnitPlan
 
@@ -37,10 +38,12 @@ def contents(output: str | Path) -> Literal["nothing", "ours", "foreign"]:
     folder = OutputFolder.at(output)
     if folder.root.exists() and not folder.root.is_dir():
         return "foreign"
-    if folder.private.is_dir() and not folder.private.is_symlink():
+    is_private = folder.private.is_dir() and not folder.private.is_symlink()
+    # A lease alone is no output: a run takes it before it begins.
+    if is_private and any(not is_lease(path.name) for path in _entries(folder.private)):
         return "ours"
     try:
-        names = [path.name for path in folder.root.iterdir()]
+        names = [path.name for path in folder.root.iterdir() if not (is_private and path == folder.private)]
     except FileNotFoundError:
         return "nothing"
     except OSError as error:
@@ -49,7 +52,7 @@ def contents(output: str | Path) -> Literal["nothing", "ours", "foreign"]:
 
 
 def clean(output: str | Path) -> None:
-    """Remove an earlier run's output: its parts, `_SUCCESS` and `_gptj_batch/`, and nothing else.
+    """Remove an earlier run's output: its parts, `_SUCCESS` and `_gptj_batch/` but its lease, and nothing else.
 
     Raises OutputError for a folder that gptj-batch did not make, and where something cannot be removed.
     """
@@ -61,10 +64,11 @@ def clean(output: str | Path) -> None:
         )
     # The plan goes last: until then the folder is known for what it was, and no other run goes on with its units.
     doomed = [folder.success, *folder.parts(), folder.units, folder.staging]
-    doomed += [path for path in _entries(folder.private) if path not in (*doomed, folder.plan)]
+    inside = _entries(folder.private)
+    doomed += [path for path in inside if path not in (*doomed, folder.plan) and not is_lease(path.name)]
     _remove_all(doomed)
     folder.remove_empty_partitions()
-    _remove_all([folder.plan, folder.private])
+    _remove_all([folder.plan, *([] if any(is_lease(path.name) for path in inside) else [folder.private])])
 
 
 def _remove_all(paths: Iterable[Path]) -> None:

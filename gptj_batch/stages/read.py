@@ -1,7 +1,6 @@
 """The first stage: the number of a unit in, the unit's records out."""
 
 from pathlib import PurePosixPath
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -32,18 +31,20 @@ class ReadStage:
         unit = self._plan.unit(int(self._pending[place]))
         records = read_unit(unit, self._columns)
         numbers = pa.array([unit.index] * records.num_rows, type=pa.int64())
-        return with_column(with_column(records, KEY, self._keys(records, unit.path, unit.start)), UNIT, numbers)
-
-    def _keys(self, records: pa.Table, path: str, start: int) -> pa.Array:
         # The file's name without its folder, so that moving a dataset changes no sample.
-        name = PurePosixPath(path).name
-        keys = [f"{name}:{row}" for row in range(start, start + records.num_rows)]
-        if self._key is not None:
-            rows = records_of(records, [self._key])
-            keys = [self._named(row) or key for row, key in zip(rows, keys, strict=True)]
-        return pa.array(keys, type=pa.string())
+        keys = row_keys(records, self._key, PurePosixPath(unit.path).name, unit.start)
+        return with_column(with_column(records, KEY, keys), UNIT, numbers)
 
-    def _named(self, row: dict[str, Any] | RecordError) -> str | None:
-        """Return a row's own key; None where it is null or cannot be read."""
-        value = None if isinstance(row, RecordError) or self._key is None else row[self._key]
-        return None if value is None else str(value)
+
+def row_keys(records: pa.Table, key: str | None, name: str, start: int) -> pa.Array:
+    """Return what names each row: its value in the column `key`, or where there is none `name` and its number."""
+    keys = [f"{name}:{row}" for row in range(start, start + records.num_rows)]
+    if key is not None:
+        keys = [own or number for own, number in zip(own_keys(records, key), keys, strict=True)]
+    return pa.array(keys, type=pa.string())
+
+
+def own_keys(records: pa.Table, key: str) -> list[str | None]:
+    """Return each row's value in the column `key`; None where it is null or cannot be read."""
+    rows = records_of(records, [key])
+    return [None if isinstance(row, RecordError) or row[key] is None else str(row[key]) for row in rows]

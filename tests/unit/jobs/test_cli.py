@@ -148,7 +148,9 @@ def test_a_bug_is_one_line_and_1(
     assert said.startswith(text) and said.count("\n") == 1
 
 
-@pytest.mark.parametrize(("end", "code"), [(Stopped(2), 130), (Stopped(15), 143), (KeyboardInterrupt(), 130)])
+@pytest.mark.parametrize(
+    ("end", "code"), [(Stopped.by_signal(2), 130), (Stopped.by_signal(15), 143), (KeyboardInterrupt(), 130)]
+)
 def test_being_stopped_is_not_a_failure_of_the_command(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], end: BaseException, code: int
 ) -> None:
@@ -180,7 +182,7 @@ def test_a_reader_that_has_enough_is_no_error(monkeypatch: pytest.MonkeyPatch) -
         ),
         (["job.yaml", "nonsense"], 'override "nonsense" must have the form setting.name=value'),
         (["job.yaml", "task.temprature=1"], "did you mean task.temperature?"),
-        (["job.yaml", "backend.kind=vllm"], "backend.kind: vllm is not in this version"),
+        (["job.yaml", "backend.kind=vllm", "model.dtype=int8"], "model.dtype: int8 is the native engine's own"),
     ],
 )
 def test_a_run_that_cannot_be_ends_with_2_and_the_reason(
@@ -202,7 +204,7 @@ def test_every_problem_of_a_file_has_its_line(job: str, capsys: pytest.CaptureFi
 def test_the_limit_of_the_command_line_wins(job: str, monkeypatch: pytest.MonkeyPatch) -> None:
     jobs: list[Any] = []
 
-    def run_job(job: Any, address: str | None) -> int:
+    def run_job(job: Any, address: str | None, limits: Any) -> int:
         jobs.append((job.input.limit, address))
         return 0
 

@@ -32,7 +32,7 @@ class Spine:
         self.units_before_end: int | None = None
         self.num_units = 0
 
-    def __call__(self, run: Run, pending: Any, progress: Any) -> dict[str, Any]:
+    def __call__(self, run: Run, pending: Any, progress: Any, *_: Any) -> dict[str, Any]:
         model, output = run.model_path, run.job.output
         replica = ReplicaSettings(
             kind="fake", model_path=model, revision=None, dtype="auto", device="cpu", num_threads=1
@@ -162,7 +162,7 @@ def test_an_interrupted_overwrite_leaves_the_old_output_and_goes_on_beside_it(
         run_job(new)
     spine.units_before_end = None
     with monkeypatch.context() as patch, pytest.raises(OutputError, match="as if"):
-        patch.setattr("jobs.run.change_places", _crash)
+        patch.setattr("pipelines.finish.change_places", _crash)
         run_job(new)
     assert spine.num_units == 4 + 3 + 1
     assert before == {path: path.read_bytes() for path in (folder / "out").rglob("*") if path.is_file()}
@@ -211,7 +211,7 @@ def test_an_input_without_rows_needs_no_ray(folder: Path, model_folder: Path, mo
 def test_units_that_were_not_written_are_no_success(
     folder: Path, model_folder: Path, spine: Spine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(jobs.run, "_run_units", lambda run, pending, progress: spine(run, pending[1:], progress))
+    monkeypatch.setattr(jobs.run, "_run_units", lambda run, pending, progress, *_: spine(run, pending[1:], progress))
     with pytest.raises(OutputError, match="1 of 4 units were not written; run the same job again"):
         run_job(job(folder, model_folder))
     assert not (folder / "out" / "_SUCCESS").exists()

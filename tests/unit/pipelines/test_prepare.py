@@ -186,9 +186,17 @@ def test_an_output_by_another_name_is_the_same_output(make_job: MakeJob, records
 # The model
 
 
-def test_a_backend_of_later_is_refused(make_job: MakeJob) -> None:
-    with pytest.raises(ConfigError, match=r"backend\.kind: vllm is not in this version"):
-        prepare(make_job(backend={"kind": "vllm"}))
+def test_a_backend_that_cannot_run_the_job_is_refused(make_job: MakeJob) -> None:
+    with pytest.raises(ConfigError, match=r"model\.dtype: int8 is the native engine's own"):
+        prepare(make_job(backend={"kind": "vllm"}, model={"path": "demo", "dtype": "int8"}))
+
+
+def test_what_vllm_is_told_beside_our_settings_decides_the_output(make_job: MakeJob) -> None:
+    plain, told = (
+        make_job(backend={"kind": "auto", "engine_kwargs": given}) for given in ({}, {"quantization": "fp8"})
+    )
+    assert prepare(plain).fingerprint()["backend"] == {"kind": "auto"}
+    assert prepare(told).fingerprint()["backend"] == {"kind": "auto", "engine_kwargs": {"quantization": "fp8"}}
 
 
 def test_a_model_that_is_not_there_is_refused(make_job: MakeJob, tmp_path: Path) -> None:
@@ -238,6 +246,44 @@ def test_the_columns_of_a_classifier_are_those_of_its_checkpoint(make_job: MakeJ
     change_config(own_model, id2label={"0": "a", "1": "b"})
     with pytest.raises(CheckpointError, match="a regression of 2 values"):
         prepare(job)
+
+
+SCORE, EMBED = ({"kind": kind, "text": "{{ text }}"} for kind in ("score", "embed"))
+
+
+@pytest.mark.parametrize(
+    "architecture", ["GPTJModel", "GPTJForCausalLM", "GPTJForSequenceClassification", "GPTJForQuestionAnswering"]
+)
+def test_any_gptj_gives_embeddings_as_wide_as_itself(make_job: MakeJob, own_model: Path, architecture: str) -> None:
+    change_config(own_model, architectures=[architecture], n_embd=24)
+    run = prepare(make_job(task=EMBED, model={"path": str(own_model)}, backend={"kind": "native"}))
+    assert run.task.adds.field("embedding").type == pa.list_(pa.float32(), 24)
+
+
+def test_other_classes_give_neither_embeddings_nor_scores(make_job: MakeJob, own_model: Path) -> None:
+    change_config(own_model, architectures=["GPTJForTokenClassification"])
+    native = {"model": {"path": str(own_model)}, "backend": {"kind": "native"}}
+    with pytest.raises(CheckpointError, match=r"task\.kind embed needs a GPTJForCausalLM or .* or a GPTJModel"):
+        prepare(make_job(task=EMBED, **native))
+    change_config(own_model, architectures=["GPTJModel"])
+    with pytest.raises(CheckpointError, match=r"holds a GPTJModel; task\.kind score needs a GPTJForCausalLM"):
+        prepare(make_job(task=SCORE, **native))
+
+
+@pytest.mark.parametrize(
+    ("task", "message"),
+    [
+        ({**EMBED, "layer": 3}, r"task\.layer: must lie between -3 and 2, .* got 3"),
+        ({**EMBED, "text": "{{ txt }}"}, r'task\.text: the input has no column "txt"'),
+        ({**SCORE, "stride_tokens": 64}, r"task\.stride_tokens: must be below 64, .* got 64"),
+        ({**SCORE, "context": "{{ txt }}"}, r'task\.context: the input has no column "txt"'),
+    ],
+)
+def test_what_the_model_or_the_input_rules_out_is_found_before_the_run(
+    make_job: MakeJob, task: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ConfigError, match=message):
+        prepare(make_job(task=task))
 
 
 def test_a_question_must_leave_room_in_the_context(make_job: MakeJob) -> None:

@@ -1,0 +1,46 @@
+"""Jobs whose fake backend misbehaves where a test wants it to (`gptj_batch.backends.fake_faults`)."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from integration.desk import GENERATE, Desk
+from integration.tiny_model import TinyModel
+
+# Each is one token of the tiny tokenizer, and stands in no other text of these tests.
+KILL, HANG, MEMORY, DEAD = "~", "^", "`", "|"
+
+
+def faulty_model(folder: Path, tiny: TinyModel, **faults: Any) -> Path:
+    """Copy a model and let its fake misbehave; what a text's mark brings about, and how slow a request is."""
+    shutil.copytree(tiny.folder, folder)
+    config = json.loads((folder / "config.json").read_text())
+    marks = {"kill_token": KILL, "hang_token": HANG, "memory_token": MEMORY, "dead_token": DEAD}
+    tokens = {name: tiny.encode(mark)[0] for name, mark in marks.items()}
+    config["fake_faults"] = {**tokens, **faults}
+    (folder / "config.json").write_text(json.dumps(config))
+    return folder
+
+
+def texts(num_rows: int, marks: dict[int, str] | None = None) -> pa.Table:
+    """Rows with a text of their own, some with a mark in it."""
+    marks = marks or {}
+    values = [f"{row}: Shares fell as the market closed.{marks.get(row, '')}" for row in range(num_rows)]
+    return pa.table({"id": pa.array(range(num_rows), pa.int64()), "text": values})
+
+
+def faulty_job(
+    desk: Desk, table: pa.Table, name: str = "output", faults: dict[str, Any] | None = None, **blocks: Any
+) -> Path:
+    """Write the input and the job of a run with a faulty fake."""
+    model = desk.folder / f"model-{name}"
+    if not model.exists():
+        faulty_model(model, desk.tiny, **(faults or {}))
+    source = desk.folder / f"{name}.parquet"
+    pq.write_table(table, source)
+    settings = {"backend": {"kind": "fake"}, "errors": {"max_failed_rows": 0.5}, **blocks}
+    return desk.job(source, GENERATE, name, model={"path": str(model)}, **settings)
