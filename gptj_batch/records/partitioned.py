@@ -13,7 +13,7 @@ from gptj_batch.errors import OutputError
 from gptj_batch.records.output import OutputFolder
 from gptj_batch.records.part_form import PartForm
 from gptj_batch.records.part_series import PartSeries
-from gptj_batch.records.partitions import partition_rows, split
+from gptj_batch.records.partitions import partition_rows, split, without_columns
 from gptj_batch.records.schema import name_list
 from gptj_batch.records.unit_files import unit_tables
 
@@ -64,7 +64,7 @@ def _write_wave(
 ) -> dict[Path, int]:
     """Write some partitions in one pass over the units that have rows of them."""
     first, last = min(span.first for span in wave.values()), max(span.last for span in wave.values())
-    kept = pa.schema([field for field in schema if field.name not in form.partition_by], schema.metadata)
+    kept = without_columns(schema, form.partition_by)
     waiting_bytes = _MAX_WAITING_BYTES // len(wave)
     written: dict[Path, int] = {}
     series: dict[str, PartSeries] = {}

@@ -1,6 +1,8 @@
 """Hive partitions: the folders `column=value` that rows go to, and which columns can name them."""
 
+import json
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from pathlib import PurePath
 from urllib.parse import quote_from_bytes, unquote
 
@@ -90,6 +92,20 @@ def value_in_path(path: PurePath, name: str) -> tuple[bool, str | None]:
         if is_partition and unquote(key) == name:
             return True, None if value == NO_VALUE else unquote(value, errors="replace")
     return False, None
+
+
+def without_columns(schema: pa.Schema, columns: Sequence[str]) -> pa.Schema:
+    """Return the schema of files in partitions; what pandas wrote down of the columns goes with them.
+
+    pandas would else make its own types of what a reader takes from the folders' names, and fail.
+    """
+    metadata = dict(schema.metadata or {})
+    with suppress(KeyError, TypeError, ValueError):
+        notes = json.loads(metadata[b"pandas"])
+        notes["columns"] = [note for note in notes["columns"] if note["field_name"] not in columns]
+        notes["index_columns"] = [name for name in notes["index_columns"] if name not in columns]
+        metadata[b"pandas"] = json.dumps(notes).encode()
+    return pa.schema([field for field in schema if field.name not in columns], metadata or None)
 
 
 def split(table: pa.Table, columns: Sequence[str]) -> Iterator[tuple[str, pa.Table]]:

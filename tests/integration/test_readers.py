@@ -66,48 +66,56 @@ def expected(outputs: dict[str, Path]) -> list[tuple[int, str, str, float, int |
     return triples(table)
 
 
+COLUMNS = ["id", "text", "label", "label_score", "shard"]
+
+
 def triples(table: pa.Table) -> list[Any]:
-    names = ("id", "text", "label", "label_score", "shard")
-    columns = [table.column(name).to_pylist() for name in names]
-    rows = [
-        (*row[:4], None if row[4] is None or row[4] != row[4] else int(row[4])) for row in zip(*columns, strict=True)
-    ]
-    return sorted(rows)
+    *columns, shards = (table.column(name).to_pylist() for name in COLUMNS)
+    whole = [None if shard is None or shard != shard else int(shard) for shard in shards]
+    return sorted(zip(*columns, whole, strict=True))
+
+
+def of_frame(frame: pd.DataFrame) -> list[Any]:
+    columns = {name: [None if value is pd.NA else value for value in frame[name].tolist()] for name in COLUMNS}
+    return triples(pa.table(columns))
 
 
 @pytest.mark.parametrize("name", ["parquet", "parquet-by"])
 def test_pandas(outputs: dict[str, Path], expected: list[Any], name: str) -> None:
-    frame = pd.read_parquet(outputs[name])
+    # pandas fails on a partition of nulls, its own too, unless it is asked for values and not for categories.
+    how = {"partitioning": ds.partitioning(flavor="hive")} if name == "parquet-by" else {}
+    frame = pd.read_parquet(outputs[name], **how)
     assert frame.index.name == "name" and frame.loc["name 7", "id"] == 7
-    frame = frame.astype({"label": str, "shard": "Int64"})
-    assert triples(pa.Table.from_pandas(frame)) == expected
+    assert of_frame(frame) == expected
     assert isinstance(frame["day"].dtype, pd.DatetimeTZDtype) and isinstance(frame["kind"].dtype, pd.CategoricalDtype)
 
 
 @pytest.mark.parametrize(("name", "ending"), [("jsonl", "jsonl"), ("jsonl-gz", "jsonl.gz")])
 def test_pandas_reads_json_lines(outputs: dict[str, Path], expected: list[Any], name: str, ending: str) -> None:
-    frame = pd.read_json(outputs[name] / f"part-00000.{ending}", lines=True)
-    assert triples(pa.Table.from_pandas(frame)) == expected
+    frame = pd.read_json(outputs[name] / f"part-00000.{ending}", lines=True, precise_float=True)
+    assert of_frame(frame) == expected
     assert frame["tags"][5] == ["t5", "t5"] and frame["label_scores"][0].keys() == set(LABELS)
 
 
 def test_pandas_reads_arrow_files(outputs: dict[str, Path], expected: list[Any]) -> None:
-    frame = pd.read_feather(outputs["arrow"] / "part-00000.arrow")
-    assert triples(pa.Table.from_pandas(frame)) == expected
+    assert of_frame(pd.read_feather(outputs["arrow"] / "part-00000.arrow")) == expected
 
 
 @pytest.mark.parametrize("name", ["parquet", "parquet-by", "arrow", "arrow-by", "jsonl", "jsonl-by"])
 def test_pyarrow_dataset(outputs: dict[str, Path], expected: list[Any], name: str) -> None:
     kind = {"arrow": "ipc", "jsonl": "json"}.get(name.removesuffix("-by"), "parquet")
-    assert triples(ds.dataset(outputs[name], format=kind, partitioning="hive").to_table()) == expected
+    dataset = ds.dataset(outputs[name], format=kind, partitioning="hive")
+    # pyarrow 26 waits for ever on several JSON files where its pool has one thread.
+    assert triples(dataset.to_table(use_threads=kind != "json")) == expected
 
 
 @pytest.mark.parametrize("name", ["parquet", "parquet-by"])
 def test_polars(outputs: dict[str, Path], expected: list[Any], name: str) -> None:
     polars = optional("polars")
-    for frame in (polars.read_parquet(outputs[name]), polars.scan_parquet(outputs[name]).collect()):
-        assert triples(frame.to_arrow()) == expected
-    by_label = polars.scan_parquet(outputs[name]).filter(polars.col("label") == LABELS[2]).collect()
+    # By a glob: of a folder it wants that all files end alike, and `_SUCCESS` does not.
+    lazy = polars.scan_parquet(f"{outputs[name]}/**/*.parquet", hive_partitioning=True)
+    assert triples(lazy.collect().to_arrow()) == expected
+    by_label = lazy.filter(polars.col("label") == LABELS[2]).collect()
     assert sorted(by_label["id"].to_list()) == [row[0] for row in expected if row[2] == LABELS[2]]
 
 
@@ -138,26 +146,55 @@ def test_duckdb(outputs: dict[str, Path], expected: list[Any], name: str) -> Non
     assert [row[0] for row in ids] == [row[0] for row in expected if row[2] == LABELS[2]]
 
 
-@pytest.mark.parametrize("name", ["parquet", "parquet-by", "arrow", "jsonl", "jsonl-gz"])
-def test_datasets(
-    outputs: dict[str, Path], expected: list[Any], name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.fixture
+def load(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
+    """`datasets.load_dataset` without a network."""
     monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
+    return lambda *path, **files: datasets.load_dataset(*path, split="train", cache_dir=str(tmp_path), **files)
+
+
+@pytest.mark.parametrize("name", ["jsonl", "jsonl-gz"])
+def test_datasets(outputs: dict[str, Path], expected: list[Any], load: Callable[..., Any], name: str) -> None:
+    loaded = load(str(outputs[name]), data_files="part-*")
+    assert triples(loaded.with_format("arrow")[:]) == expected
+    assert loaded[0]["label_scores"].keys() == set(LABELS)
+
+
+def test_datasets_knows_no_maps(outputs: dict[str, Path], load: Callable[..., Any]) -> None:
+    # The limit is theirs, and README says it: where this fails they can, and the test below may take `outputs`.
+    with pytest.raises(ValueError, match=r"map<.*does not have a datasets dtype equivalent"):
+        load("parquet", data_files=str(outputs["parquet"] / "part-*"))
+
+
+@pytest.fixture(scope="module")
+def generations(new_desk: Callable[[str], Desk], source: Path) -> Desk:
+    """The outputs of a task that adds no map."""
+    desk = new_desk("generations")
+    task = {"kind": "generate", "prompt": "{{ text }}", "max_new_tokens": 4}
+    blocks: dict[str, Any] = {"backend": {"kind": "fake"}, "input": {"columns": ["id", "text"]}}
+    for name in ("parquet", "parquet-by", "arrow", "jsonl"):
+        output = {"partition_by": ["num_prompt_tokens"]} if name == "parquet-by" else FORMS[name]
+        ended = desk.run(desk.job(source / "c.parquet", task, name, output=output, **blocks))
+        assert ended.code == 0, ended.stderr
+    return desk
+
+
+def test_pandas_reads_partitions_without_nulls_as_they_are(generations: Desk) -> None:
+    frame = pd.read_parquet(generations.output("parquet-by"))
+    assert sorted(frame["id"]) == list(range(40, 65))
+    expected = pd.read_parquet(generations.output("parquet")).set_index("id")["num_prompt_tokens"]
+    assert (frame.set_index("id")["num_prompt_tokens"].astype(int).sort_index() == expected).all()
+
+
+@pytest.mark.parametrize(
+    ("name", "files"), [("parquet", "part-*"), ("parquet-by", "*/part-*"), ("arrow", "part-*"), ("jsonl", "part-*")]
+)
+def test_datasets_reads_columns_without_maps(
+    generations: Desk, load: Callable[..., Any], name: str, files: str
+) -> None:
     builder = {"jsonl": "json"}.get(name.partition("-")[0], name.partition("-")[0])
-    files = sorted(str(part) for part in outputs[name].rglob("part-*"))
-    loaded = datasets.load_dataset(builder, data_files=files, split="train", cache_dir=str(tmp_path))
-    assert sorted(loaded["id"]) == [row[0] for row in expected]
-    if not name.endswith("-by"):
-        assert triples(loaded.with_format("arrow")[:]) == expected
-
-
-@pytest.mark.parametrize("name", ["parquet", "jsonl"])
-def test_datasets_reads_the_folder(
-    outputs: dict[str, Path], expected: list[Any], name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
-    loaded = datasets.load_dataset(str(outputs[name]), split="train", cache_dir=str(tmp_path))
-    assert sorted(loaded["id"]) == [row[0] for row in expected]
+    loaded = load(builder, data_files=str(generations.output(name) / files))
+    assert sorted(loaded["id"]) == list(range(40, 65)) and set(loaded["finish_reason"]) <= {"stop", "length"}
 
 
 @pytest.mark.parametrize("name", FORMS)

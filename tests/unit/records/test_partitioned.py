@@ -105,7 +105,8 @@ def test_other_formats_are_partitioned_alike(tmp_path, kind):
     form = PartForm(target_file_bytes=10**9, format=kind, compression="none", partition_by=("label",))
     publish(tmp_path, 6, form)
     reader = "ipc" if kind == "arrow" else "json"
-    table = ds.dataset(tmp_path, format=reader, partitioning="hive").to_table().sort_by("id")
+    dataset = ds.dataset(tmp_path, format=reader, partitioning="hive")
+    table = dataset.to_table(use_threads=False).sort_by("id")  # pyarrow may wait for ever on several JSON files
     assert table.column("id").to_pylist() == list(range(300)) and set(table.column_names) == {"id", "text", "label"}
 
 

@@ -1,13 +1,14 @@
 import datetime as dt
 from pathlib import PurePath
 
+import pandas as pd
 import pyarrow as pa
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from gptj_batch.errors import ConfigError, OutputError
-from gptj_batch.records.partitions import check_partitions, partition_rows, split, value_in_path
+from gptj_batch.records.partitions import check_partitions, partition_rows, split, value_in_path, without_columns
 
 from .tables import bad_utf8, every_type
 
@@ -101,6 +102,24 @@ def test_several_columns_make_folders_in_folders():
         "n=1/day=2024-01-02": [1, 3],
         "n=2/day=2024-01-01": [2],
     }
+
+
+@pytest.mark.parametrize("by", [["c"], ["name"], ["c", "name"]])
+def test_what_pandas_noted_of_a_column_leaves_with_it(by):
+    index = pd.Index(["a", "b"], name="name")
+    table = pa.Table.from_pandas(pd.DataFrame({"c": pd.array([1, None], "Int64"), "x": [1, 2]}, index=index))
+    kept = without_columns(table.schema, by)
+    assert set(kept.names) == {"c", "x", "name"} - set(by)
+    frame = table.drop_columns(by).cast(kept).to_pandas()
+    assert list(frame.columns) == [name for name in ("c", "x") if name not in by]
+    assert frame.index.name == (None if "name" in by else "name")
+
+
+@pytest.mark.parametrize("notes", [b"", b"[]", b"{}", b'{"columns": [1]}'])
+def test_notes_that_are_not_of_pandas_stay_as_they_are(notes):
+    schema = pa.schema([("c", pa.int8()), ("x", pa.int8())], {"pandas": notes})
+    assert without_columns(schema, ["c"]) == pa.schema([("x", pa.int8())])
+    assert without_columns(schema, ["c"]).metadata == {b"pandas": notes}
 
 
 def test_every_type_is_split_with_its_rows_in_order_and_metadata():
