@@ -261,5 +261,5 @@ class PolarsTable:
         import polars
 
         columns = [_map_as_struct(column) for column in added.columns]
-        beside = polars.from_arrow(pa.table(columns, names=added.column_names))
+        beside = polars.DataFrame(pa.table(columns, names=added.column_names))
         return self._frame.with_columns(beside.get_columns())
