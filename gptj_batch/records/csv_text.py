@@ -15,7 +15,7 @@ from pyarrow import csv as arrow_csv
 from gptj_batch.errors import shorten
 from gptj_batch.records.formats import delimiter_of
 from gptj_batch.records.marks import MarkMaker, Marks
-from gptj_batch.records.text import BadTextError, Records, TextStream, csv_splitter
+from gptj_batch.records.text import BadTextError, Records, TextStream, csv_splitter, not_of_type
 
 HEADER_ROW = -1
 _WHOLE = "^(0|-?[1-9][0-9]*)$"
@@ -152,7 +152,7 @@ def _fields(count: int) -> str:
 
 
 def csv_table(records: Records, names: Sequence[str], delimiter: str, schema: pa.Schema) -> pa.Table:
-    """Return the rows' values in the columns of `schema`. Raises BadTextError, ArrowInvalid where one does not fit."""
+    """Return the rows' values in the columns of `schema`. Raises BadTextError where one does not fit."""
     texts = parse_fields(records, names, delimiter, schema.names)
     return pa.table([_column(texts.column(field.name), field) for field in schema], schema=schema)
 
@@ -161,5 +161,8 @@ def _column(texts: pa.ChunkedArray, field: pa.Field) -> pa.ChunkedArray:
     if texts.null_count == len(texts):
         return pa.chunked_array([pa.nulls(len(texts), field.type)])
     if pa.types.is_floating(field.type) and pc.any(pc.match_substring_regex(texts, _WIDE)).as_py():
-        raise pa.ArrowInvalid(f'"{shorten(field.name, 40)}" holds a whole number that a double cannot hold exactly')
-    return texts.cast(field.type)
+        raise BadTextError(f'"{shorten(field.name, 40)}" holds a whole number that a double cannot hold exactly')
+    try:
+        return texts.cast(field.type)
+    except pa.ArrowInvalid:  # its message has the value
+        raise not_of_type(field) from None

@@ -9,7 +9,7 @@ import pyarrow as pa
 from gptj_batch.errors import shorten
 from gptj_batch.records.json_types import Kinds, see_fields
 from gptj_batch.records.marks import MarkMaker, Marks
-from gptj_batch.records.text import BadTextError, Records, TextStream, split_lines
+from gptj_batch.records.text import BadTextError, Records, TextStream, not_of_type, split_lines
 
 _NAMES = {list: "a list", str: "a text", int: "a number", float: "a number", bool: "true or false", type(None): "null"}
 
@@ -82,10 +82,13 @@ def _hint(records: Records, index: int, line: bytes) -> str:
 
 
 def jsonl_table(records: Records, schema: pa.Schema) -> pa.Table:
-    """Return the rows' values in the columns of `schema`. Raises BadTextError, ArrowInvalid where one does not fit."""
+    """Return the rows' values in the columns of `schema`. Raises BadTextError where one does not fit."""
     rows = parse_lines(records)
     return pa.table([_column(rows, field) for field in schema], schema=schema)
 
 
 def _column(rows: Sequence[dict[str, Any]], field: pa.Field) -> pa.Array | pa.ChunkedArray:
-    return pa.array([row.get(field.name) for row in rows], field.type)
+    try:
+        return pa.array([row.get(field.name) for row in rows], field.type)
+    except (pa.ArrowException, OverflowError, TypeError):  # its message may have the value
+        raise not_of_type(field) from None

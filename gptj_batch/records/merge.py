@@ -153,10 +153,17 @@ def _dictionary(one: pa.DataType, other: pa.DataType) -> pa.DataType | None:
 
 
 def conform(column: pa.ChunkedArray, kind: pa.DataType) -> pa.ChunkedArray:
-    """Return a file's column as the type that it was merged to. Raises ArrowInvalid where a value would change."""
+    """Return a file's column as the type that it was merged to. Raises ValueError where a value would change."""
     if column.type.equals(kind):
         return column
-    return pa.chunked_array([pa.nulls(len(column), kind)]) if types.is_null(column.type) else column.cast(kind)
+    if types.is_null(column.type):
+        return pa.chunked_array([pa.nulls(len(column), kind)])
+    try:
+        return column.cast(kind)
+    except pa.ArrowInvalid:  # its message has the value
+        raise ValueError(
+            f"it has a {shorten(column.type)} that is no {shorten(kind)}, which is what other files make of the column"
+        ) from None
 
 
 def _disagreement(name: str, first: Any, other: Any) -> InputError:

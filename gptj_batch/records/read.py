@@ -153,15 +153,23 @@ def _unreadable(unit: Unit, error: Exception, where: str = "") -> InputError:
     )
 
 
+def _conform(column: pa.ChunkedArray, field: pa.Field) -> pa.ChunkedArray:
+    try:
+        return conform(column, field.type)
+    except ValueError as error:
+        raise ValueError(f'column "{shorten(field.name, 40)}": {error}') from None
+
+
 def _table(rows: pa.Table, partition: Mapping[str, str | None], schema: pa.Schema) -> pa.Table:
     """Make one table with exactly `schema`, whatever the file's columns, their order, their types and its metadata."""
     columns = []
     for field in schema:
         if field.name in rows.column_names:
-            columns.append(conform(rows.column(field.name), field.type))
+            columns.append(_conform(rows.column(field.name), field))
         else:
-            value = pa.scalar(partition.get(field.name)).cast(field.type)
-            columns.append(pa.chunked_array([pa.repeat(value, rows.num_rows)]))
+            value = partition.get(field.name)
+            same = pa.nulls(rows.num_rows, field.type) if value is None else pa.repeat(value, rows.num_rows)
+            columns.append(pa.chunked_array([same]).cast(field.type))
     table = pa.Table.from_arrays(columns, schema=schema)
     unified = one_dictionary(table)
     return table if unified is None else unified

@@ -12,6 +12,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from gptj_batch.errors import shorten
 from gptj_batch.records.formats import compression_of
 from gptj_batch.records.locate import locate
 
@@ -28,6 +29,14 @@ Splitter = Callable[[bytes], Split]
 
 class BadTextError(ValueError):
     """A text file that cannot be read; its message is the rule that the file breaks, with the line."""
+
+
+def not_of_type(field: pa.Field) -> BadTextError:
+    """Return the error for a value that is not of its column's type, which is so only in a file that has changed."""
+    name = shorten(field.name, 40)
+    return BadTextError(
+        f'"{name}" has a value that is no {shorten(field.type)}; the file has changed, or other files differ'
+    )
 
 
 @dataclass(frozen=True)

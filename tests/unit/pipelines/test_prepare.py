@@ -572,3 +572,12 @@ def test_results_without_a_plan_are_not_gone_on_with(make_job: MakeJob) -> None:
 def test_a_bucket_is_refused_as_an_output(make_job: MakeJob) -> None:
     with pytest.raises(ConfigError, match=r"output\.path: s3:// is not written to"):
         claim_output(prepare(make_job(output={"path": "s3://bucket/out"})))
+
+
+def test_one_split_of_a_dataset_is_prepared(make_job: MakeJob, tmp_path: Path) -> None:
+    import datasets
+
+    rows = {name: datasets.Dataset.from_dict({"text": ["a"] * size}) for name, size in (("train", 40), ("test", 7))}
+    datasets.DatasetDict(rows).save_to_disk(tmp_path / "saved")
+    job = make_job(input={"path": str(tmp_path / "saved"), "format": "huggingface", "split": "test"})
+    assert prepare(job).plan.num_rows == 7
