@@ -6,13 +6,14 @@ asked for: by that process for a DataFrame, by a task of Ray Data for a dataset.
 the process. Where a pool has no room beside one that rests, that one goes: two models need not fit.
 """
 
+import json
 import sys
 import threading
 import time
 from collections import deque
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import pyarrow as pa
@@ -49,7 +50,9 @@ class PoolSpec:
     @property
     def key(self) -> tuple[Any, ...]:
         """Return what replicas have in common that can serve in each other's place."""
-        return self.settings, self.head, self.plan.num_cpus, self.plan.num_gpus
+        # As text: what is passed on to vLLM is a dictionary, which has no hash.
+        settings = json.dumps(asdict(self.settings), sort_keys=True, default=str)
+        return settings, self.head, self.plan.num_cpus, self.plan.num_gpus
 
     def number(self, num_tables: int | None) -> int:
         """Return how many replicas so many tables are worth; None where nobody knows how many there will be."""
