@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -34,8 +35,7 @@ def leases(desk: Desk) -> list[Path]:
     return list((desk.output() / "_gptj_batch").glob("lease-*"))
 
 
-def wait_for(process: "subprocess.Popen[str]", condition: "object") -> None:
-    assert callable(condition)
+def wait_for(process: "subprocess.Popen[str]", condition: Callable[[], object]) -> None:
     until = time.monotonic() + 240
     while not condition():
         assert process.poll() is None, process.communicate()
