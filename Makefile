@@ -6,7 +6,7 @@ BIN := .venv/bin
 PIP_ARGS ?=
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c infra/constraints.txt $(PIP_ARGS)
 
-.PHONY: demo test check bench soak unit clean
+.PHONY: demo test test-vllm check bench soak unit clean
 
 demo: .venv/runtime
 	$(BIN)/gptj-batch demo
@@ -15,6 +15,11 @@ test: .venv/dev
 	$(BIN)/python -m pytest tests/unit tests/architecture -q
 	$(BIN)/python -m pytest tests/parity -q
 	$(BIN)/python -m pytest tests/integration -q
+
+# vLLM's backend on the CPU build of vLLM, in an environment of its own, made once in minutes; see jobs/bench/vllm_env.py.
+test-vllm: .venv/dev
+	$(BIN)/python -m jobs.bench.vllm_env $(PIP_ARGS)
+	$(BIN)/python -m jobs.bench.vllm_overlay -m pytest tests/parity/test_vllm_*.py tests/integration/test_vllm_*.py -q
 
 # What a developer, the pre-commit hook and CI all run.
 check: .venv/dev

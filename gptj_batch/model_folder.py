@@ -12,12 +12,20 @@ from gptj_batch.errors import CheckpointError
 
 DEMO: Final = "demo"
 
-Head = DemoHead  # what stands on a GPT-J; the demo model has each of them
+# What stands on a GPT-J; the demo model has each of them. "none" reads the body alone, of a checkpoint of any class.
+Head = DemoHead | Literal["none"]
 CLASS_NAMES: Final[dict[Head, str]] = {
     "causal-lm": "GPTJForCausalLM",
     "sequence-classification": "GPTJForSequenceClassification",
     "question-answering": "GPTJForQuestionAnswering",
+    "none": "GPTJModel",
 }
+DEFAULT_WIDTH: Final = 4096  # of a config.json that does not say: that of EleutherAI/gpt-j-6B
+OTHER_NAMES: Final = {
+    "n_positions": "max_position_embeddings",
+    "n_embd": "hidden_size",
+    "n_layer": "num_hidden_layers",
+}  # those that transformers reads as well
 ProblemType = Literal["regression", "single_label_classification", "multi_label_classification"]
 
 # Never fetched: other frameworks' weights. Pickles are fetched only where a repository has nothing else.
@@ -33,7 +41,7 @@ def resolve_folder(path: str | Path, revision: str | None = None, head: Head = "
     Raises CheckpointError where there is neither.
     """
     if str(path) == DEMO:
-        return demo_folder(head)
+        return demo_folder("causal-lm" if head == "none" else head)
     folder = Path(path).expanduser()
     if folder.is_dir():
         return folder
@@ -74,6 +82,8 @@ class ModelFacts:
 
     folder: Path
     n_positions: int
+    n_embd: int
+    n_layer: int
     vocab_size: int
     architectures: tuple[str, ...]
     labels: tuple[str, ...]
@@ -89,6 +99,8 @@ def read_facts(path: str | Path, revision: str | None = None, head: Head = "caus
     return ModelFacts(
         folder=folder,
         n_positions=_whole_number(config, "n_positions", 2048, folder),
+        n_embd=_whole_number(config, "n_embd", DEFAULT_WIDTH, folder),
+        n_layer=_whole_number(config, "n_layer", 28, folder),
         vocab_size=_whole_number(config, "vocab_size", 50400, folder),
         architectures=_architectures(config, folder),
         labels=labels,
@@ -112,6 +124,8 @@ def read_config(folder: Path) -> dict[str, Any]:
 
 
 def _whole_number(config: dict[str, Any], name: str, default: int, folder: Path) -> int:
+    # The other name goes first, as in `GPTJConfig`.
+    name = OTHER_NAMES[name] if OTHER_NAMES.get(name) in config else name
     value = config.get(name, default)
     if type(value) is not int or value < 1:
         raise CheckpointError(f"{folder / 'config.json'}: {name} must be a whole number of at least 1, got {value!r}")

@@ -5,9 +5,14 @@ import contextlib
 import sys
 import traceback
 from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 from gptj_batch import __version__
 from gptj_batch.errors import GPTJBatchError
+
+if TYPE_CHECKING:
+    from pipelines.config import Job
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -55,9 +60,7 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
     run = _add(commands, "run", _run, "run a job here, or on the cluster that RAY_ADDRESS or --address names")
-    run.add_argument("config", metavar="CONFIG.yaml")
-    run.add_argument("overrides", nargs="*", metavar="a.b=c", help="settings that win over the file")
-    run.add_argument("--limit", type=int, metavar="N", help="only the first N rows (input.limit)")
+    _add_job(run)
 
     retry = _add(commands, "retry", _retry, "do again the rows of a finished output that failed, in place")
     retry.add_argument("output", metavar="OUTPUT_DIR")
@@ -66,6 +69,14 @@ def _parser() -> argparse.ArgumentParser:
         command.add_argument("--deadline", metavar="2h30m", help="stop then, or at an ISO time; a rerun goes on")
         command.add_argument("--max-gpu-hours", type=float, metavar="H", help="stop after these hours of GPUs")
         command.add_argument("--address", help="a Ray cluster; without it and RAY_ADDRESS a local one is started")
+
+    verify = _add(commands, "verify", _verify, "run the same rows through two engines and compare; recount an output")
+    verify.add_argument("config", metavar="CONFIG.yaml|OUTPUT_DIR")
+    verify.add_argument("overrides", nargs="*", metavar="a.b=c", help="settings that win over the file")
+    verify.add_argument("--backends", default="native,vllm", metavar="A,B", help="which two (native,vllm)")
+    verify.add_argument("--rows", type=int, default=50, metavar="N", help="the first N rows (50)")
+    verify.add_argument("--tolerance", type=float, default=None, metavar="X", help="of numbers; by the dtype")
+    verify.add_argument("--min-agreement", type=float, default=1.0, metavar="SHARE", help="of rows, else exit code 3")
 
     demo = _add(commands, "demo", _demo, "label and continue a small corpus with the model in the package")
     demo.add_argument("--output", default="out/demo", metavar="DIR", help="where the results go (out/demo)")
@@ -76,6 +87,17 @@ def _parser() -> argparse.ArgumentParser:
     convert.add_argument("--dtype", default=None, metavar="float16", help="default: as it is")
     convert.add_argument("--revision", default=None, help="of a hub name")
 
+    from jobs.cluster_commands import add_cluster_commands
+
+    plan = _add(commands, "plan", _plan, "say what a job will read, need and take; starts no model")
+    _add_job(plan)
+    plan.add_argument("--measure", action="store_true", help="start the model and time some rows")
+    plan.add_argument("--json", action="store_true", help="print it for machines")
+
+    report = _add(commands, "report", _report, "make a run's report again, and print it")
+    report.add_argument("output", metavar="OUTPUT_DIR")
+
+    add_cluster_commands(commands, _add, _add_job)
     _add(commands, "version", _version, "print versions and devices")
     return parser
 
@@ -89,16 +111,53 @@ def _add(
     return parser
 
 
-def _run(options: argparse.Namespace) -> int:
-    from jobs.limits import TimeLimits
-    from jobs.run import run_job
+def _add_job(command: argparse.ArgumentParser) -> None:
+    command.add_argument("config", metavar="CONFIG.yaml")
+    command.add_argument("overrides", nargs="*", metavar="a.b=c", help="settings that win over the file")
+    command.add_argument("--limit", type=int, metavar="N", help="only the first N rows (input.limit)")
+
+
+def job_of(options: argparse.Namespace) -> "Job":
+    """Return the job that a command's arguments name. Raises ConfigError."""
     from pipelines.config import load_job
 
-    limits = TimeLimits.of_options(options.deadline, options.max_gpu_hours)
     overrides = list(options.overrides)
     if options.limit is not None:
         overrides.append(f"input.limit={options.limit}")
-    return run_job(load_job(options.config, overrides), options.address, limits)
+    return load_job(options.config, overrides)
+
+
+def _run(options: argparse.Namespace) -> int:
+    from jobs.limits import TimeLimits
+    from jobs.run import run_job
+
+    limits = TimeLimits.of_options(options.deadline, options.max_gpu_hours)
+    return run_job(job_of(options), options.address, limits)
+
+
+def _plan(options: argparse.Namespace) -> int:
+    from jobs.plan import run_plan
+
+    return run_plan(job_of(options), measure=options.measure, as_json=options.json)
+
+
+def _report(options: argparse.Namespace) -> int:
+    from jobs.report import remake_report
+
+    return remake_report(options.output)
+
+
+def _verify(options: argparse.Namespace) -> int:
+    if Path(options.config).is_dir():
+        from jobs.recount import recount
+
+        return recount(options.config)
+    from jobs.verify import verify
+    from pipelines.config import load_job
+
+    kinds = options.backends.split(",")
+    job = load_job(options.config, options.overrides)
+    return verify(job, kinds, options.rows, options.tolerance, options.min_agreement)
 
 
 def _retry(options: argparse.Namespace) -> int:

@@ -1,20 +1,11 @@
 """How a run ends when it does not end well: which exit code, and one paragraph that says why."""
 
-import re
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-from gptj_batch import errors
-from gptj_batch.errors import (
-    BackendError,
-    CheckpointError,
-    ConfigError,
-    GPTJBatchError,
-    InputError,
-    OutputInUseError,
-)
+from gptj_batch.errors import CheckpointError, ConfigError, GPTJBatchError, InputError, OutputInUseError
 
 # In the order in which the tree in errors.py has them; an OutputError, a BackendError and a bug are all 1.
 EXIT_USER_MUST_ACT, EXIT_IN_USE, EXIT_OUT_OF_TIME = 2, 4, 75
@@ -23,12 +14,6 @@ _CODES: tuple[tuple[type[GPTJBatchError], int], ...] = (
     (InputError, EXIT_USER_MUST_ACT),
     (CheckpointError, EXIT_USER_MUST_ACT),
     (OutputInUseError, EXIT_IN_USE),
-)
-_KINDS: dict[str, type[GPTJBatchError]] = {
-    name: kind for name, kind in vars(errors).items() if isinstance(kind, type) and issubclass(kind, GPTJBatchError)
-}
-_OURS_IN_TEXT = re.compile(
-    r"gptj_batch\.errors\.(\w+): (.+?)(?:\n\s*\n|\Z|\n(?=\S+Error|\S+Exception|The above))", re.DOTALL
 )
 
 
@@ -75,26 +60,3 @@ def stop_on_signals() -> Iterator[None]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-
-
-def as_ours(error: BaseException) -> GPTJBatchError | None:
-    """Return the error of ours that Ray carried here, or None.
-
-    Ray keeps the error object of a task as a cause, but of an actor that failed to start only its printed form.
-    """
-    seen: set[int] = set()
-    inner: BaseException | None = error
-    while inner is not None and id(inner) not in seen:
-        if isinstance(inner, GPTJBatchError):
-            kind = next(k for k in type(inner).__mro__ if k.__module__ == errors.__name__)
-            # Ray derives a class from ours whose text is a whole traceback; `cause` is what was raised.
-            cause = getattr(inner, "cause", inner)
-            message = str(cause.args[0]) if isinstance(cause, GPTJBatchError) else str(inner).strip().splitlines()[-1]
-            return _KINDS[kind.__name__](message)
-        seen.add(id(inner))
-        inner = getattr(inner, "cause", None) or inner.__cause__ or inner.__context__
-    found = _OURS_IN_TEXT.findall(str(error))
-    if not found:
-        return None
-    name, message = found[-1]
-    return _KINDS.get(name, BackendError)(message.strip())

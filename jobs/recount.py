@@ -4,10 +4,10 @@ import json
 from dataclasses import dataclass
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from gptj_batch.errors import OutputError, shorten
 from gptj_batch.records.output import OutputFolder
+from gptj_batch.records.part_reader import count_rows
 from gptj_batch.records.progress import differences
 from pipelines.prepare import Run, prepare
 from pipelines.report import count_errors, read_report
@@ -60,7 +60,7 @@ def _recount(output: str) -> Recount:
             problems.append(f"{name} is missing; it had {num_rows:,} rows")
             continue
         try:
-            found = _num_rows(folder, name, num_rows)
+            found = count_rows(present[name], "".join(present[name].suffixes))
         except (OSError, pa.ArrowException, OutputError) as error:
             problems.append(f"{name} cannot be read: {shorten(' '.join(str(error).split()), 200)}")
             continue
@@ -71,12 +71,6 @@ def _recount(output: str) -> Recount:
         problems.append(f"the output has {rows_out:,} rows and the input {run.plan.num_rows:,}")
     failed = 0 if problems else sum(count_errors(run).values())
     return Recount(run.plan.num_rows, rows_out, failed, (*problems, *_report_problems(run, rows_out, failed, problems)))
-
-
-def _num_rows(folder: OutputFolder, name: str, promised: int) -> int:
-    """Return a part's number of rows. Only a Parquet file says it without being read."""
-    part = folder.root / name
-    return int(pq.read_metadata(part).num_rows) if part.suffix == ".parquet" else promised
 
 
 def _input_changes(finished: Finished, run: Run) -> list[str]:

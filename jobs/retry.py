@@ -11,10 +11,11 @@ from gptj_batch.records.lease import take_lease
 from gptj_batch.records.retry import RetryFolder
 from jobs.failures import stop_on_signals
 from jobs.limits import TimeLimits
-from jobs.run import complete, write_pages
+from jobs.run import complete
 from pipelines.config import Job
 from pipelines.prepare import Run, prepare
 from pipelines.report import MAX_REASONS, Report, count_errors, read_report, write_report
+from pipelines.report_page import write_page
 from pipelines.retry import Finished
 
 
@@ -75,5 +76,5 @@ def _counted_again(run: Run, before: Report, retried: Report) -> Report:
         started=retried.started,
     ).judged(run.job.errors)
     write_report(run, report)
-    write_pages(run, report)
+    write_page(report)
     return report

@@ -15,28 +15,33 @@ import json
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from gptj_batch.errors import GPTJBatchError, OutputError, OutputInUseError
-from gptj_batch.records.attempts import Attempts, forget_attempts
+from gptj_batch.errors import GPTJBatchError, OutputInUseError
+from gptj_batch.records.attempts import Attempts
+from gptj_batch.records.beside import change_places, settle
 from gptj_batch.records.lease import Fence, take_lease
-from gptj_batch.records.progress import pending_units
-from gptj_batch.records.publish import is_complete, publish
+from gptj_batch.records.output import OutputFolder
+from gptj_batch.records.publish import is_complete
 from gptj_batch.records.unchanged import check_unchanged
-from gptj_batch.stages.resources import plan_replicas
-from gptj_batch.tasks.base import ERROR_COLUMN, FREE_TEXT_COLUMNS
-from jobs.cluster import connected, node_resources
-from jobs.failures import Stopped, as_ours, ending, stop_on_signals
+from gptj_batch.stages.resources import ReplicaPlan, plan_replicas
+from jobs.cluster import connected
+from jobs.failures import Stopped, ending, stop_on_signals
 from jobs.limits import TimeLimits
+from pipelines.backend_choice import choose_backend, gpus_of_replica, memory_plan, with_backend
+from pipelines.cluster import node_resources
 from pipelines.config import Job, load_job
+from pipelines.finish import finish
 from pipelines.no_rows import write_no_rows
-from pipelines.prepare import Run, check_output, claim_output, prepare
+from pipelines.prepare import Run, check_output, claim_output, placed, prepare
 from pipelines.progress import Progress
-from pipelines.report import Report, read_report, write_failure, write_report
+from pipelines.ray_errors import as_ours
+from pipelines.report import Report, read_report, write_failure
 from pipelines.report_page import page_path, write_page
 
 
@@ -58,13 +63,17 @@ def complete(run: Run, address: str | None = None, limits: TimeLimits | None = N
     """
     for file in run.inputs.skipped:
         print(f"skipped: {file}", file=sys.stderr)
+    output = run.job.output.path
+    if not OutputFolder.at(output).root.exists():
+        settle(output)  # an overwriting run may have ended while it was neither the old nor the new one
     report = _finished(run)
     if report is not None:
         return report
-    with take_lease(run.job.output.path) as lease:
+    with take_lease(output) as lease:
+        run = placed(run)
         pending = claim_output(run)
         try:
-            return _execute(run, pending, address, lease.fence, limits or TimeLimits())
+            return _put_in_place(run) or _execute(run, pending, address, lease.fence, limits or TimeLimits())
         except OutputInUseError:
             raise  # the output is another run's by now, and so is its run.json
         except BaseException as error:
@@ -88,14 +97,27 @@ def _finished(run: Run) -> Report | None:
     # by this job's limit, which may be another one than that of the run that made it
     report = report.judged(run.job.errors)
     if not page_path(report).exists():  # the run that made it was cut off between its last two steps
-        write_pages(run, report)
+        write_page(report)
+    return report
+
+
+def _put_in_place(run: Run) -> Report | None:
+    """Return the report of a complete output that a run left beside the one that it was to overwrite, now in its place.
+
+    None where there is none.
+    """
+    if not (run.is_beside and is_complete(run.folder)) or (report := read_report(run.folder)) is None:
+        return None
+    change_places(run.job.output.path)
+    print(f"Nothing to do: {run.job.output.path} is complete.", file=sys.stderr)
+    report = report.judged(run.job.errors)
+    write_page(report)
     return report
 
 
 def _execute(run: Run, pending: NDArray[np.int32], address: str | None, fence: Fence, limits: TimeLimits) -> Report:
     """Do the pending units, check that none is missing, publish the output and its report."""
     started = time.time()
-    job = run.job
     num_pending_rows = sum(run.plan.unit(int(index)).num_rows for index in pending)
     progress = Progress(num_pending_rows, sys.stderr)
     facts: dict[str, Any] = {}
@@ -111,22 +133,7 @@ def _execute(run: Run, pending: NDArray[np.int32], address: str | None, fence: F
             attempts.forget_running()
             raise
         check_unchanged(run.inputs.files)
-    missing = pending_units(job.output.path, run.plan)
-    if len(missing):
-        raise OutputError(f"{len(missing)} of {run.plan.num_units} units were not written; run the same job again")
-    report = Report.of_units(run, progress.counts, progress.seconds, started, facts)
-    fence.check()
-    write_report(run, report)
-    publish(
-        job.output.path,
-        run.plan.num_units,
-        job.output.target_file_mb * 2**20,
-        job.output.compression,
-        run.plan.num_rows,
-    )
-    forget_attempts(job.output.path)
-    write_pages(run, report)
-    return report
+    return finish(run, progress.counts, progress.seconds, started, facts, fence)
 
 
 @contextmanager
@@ -139,26 +146,13 @@ def _failure_noted(run: Run) -> Iterator[None]:
         raise
 
 
-def write_pages(run: Run, report: Report) -> None:
-    """Write the report as a page. Raises OutputError."""
-    shown = [name for name in (*run.task.adds.names, ERROR_COLUMN) if name not in FREE_TEXT_COLUMNS]
-    write_page(report, [run.job.output.prefix + name for name in shown])
-
-
 def _run_units(
     run: Run, pending: NDArray[np.int32], progress: Progress, fence: Fence, limits: TimeLimits
 ) -> dict[str, Any]:
     """Execute the pipeline, following its counts; return what the replicas say of themselves."""
     from pipelines.build import build  # imports Ray; see jobs.cluster
 
-    replicas_wanted = run.job.replicas
-    replicas = plan_replicas(
-        node_resources(),
-        replicas_wanted.min,
-        replicas_wanted.max,
-        replicas_wanted.gpus_each,
-        replicas_wanted.cpus_each,
-    )
+    run, replicas = _on_cluster(run)
     limits.use_gpus(replicas.num_gpus * min(replicas.initial_replicas, len(pending)))
     facts: dict[str, Any] = {}
     try:
@@ -174,6 +168,19 @@ def _run_units(
         raise ours from error
     progress.finish()
     return facts
+
+
+def _on_cluster(run: Run) -> tuple[Run, ReplicaPlan]:
+    """Choose the engine and plan its replicas on the cluster that is there; the run has that engine, and is told so."""
+    nodes, wanted = node_resources(), run.job.replicas
+    has_gpu = wanted.gpus_each != 0 and any(node.get("GPU", 0) > 0 for node in nodes)
+    choice = choose_backend(run.job, has_gpu)
+    print(choice, file=sys.stderr)
+    if choice.kind == "vllm" and has_gpu:
+        print(memory_plan(run.job, run.model.folder), file=sys.stderr)
+    gpus_each = gpus_of_replica(run.job, choice, has_gpu)
+    replicas = plan_replicas(nodes, wanted.min, wanted.max, gpus_each, wanted.cpus_each)
+    return replace(run, job=with_backend(run.job, choice.kind)), replicas
 
 
 def _tell_start(run: Run, num_units: int, num_rows: int) -> None:

@@ -42,17 +42,13 @@ def build(run: Run, pending: NDArray[np.int32], replicas: ReplicaPlan, fence: Fe
     infer = (task, replica_settings(run, replicas), None if fence is None else row_care(run, fence))
     results = on_replicas(prompts, InferStage, infer, replicas, tables_at_once(run), len(pending))
     columns = on_cpu(results, DecodeStage(task, model, revision, output.prefix))
-    return on_cpu(
-        columns,
-        WriteStage(
-            run.plan,
-            OutputFolder.at(output.path).root.as_posix(),
-            output.compression,
-            run.error_column,
-            run.lineage(),
-            fence,
-        ),
-    )
+    return on_cpu(columns, write_stage(run, fence))
+
+
+def write_stage(run: Run, fence: Fence | None = None) -> WriteStage:
+    """Return the stage that writes a run's units; with the fence of a lease, only as long as it holds."""
+    root = OutputFolder.at(run.folder).root.as_posix()
+    return WriteStage(run.plan, root, run.error_column, run.lineage(), fence)
 
 
 def tables_at_once(run: Run) -> int:
@@ -81,4 +77,7 @@ def replica_settings(run: Run, replicas: ReplicaPlan) -> ReplicaSettings:
         max_running=backend.max_running,
         kv_cache_gb=backend.kv_cache_gb,
         prefix_caching=backend.prefix_caching,
+        pooling=getattr(run.job.task, "pooling", None),  # of the task `embed`
+        tensor_parallel=backend.tensor_parallel,
+        engine_kwargs=backend.engine_kwargs,
     )

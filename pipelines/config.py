@@ -7,9 +7,10 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, ValidationError, field_validator, model_validator
+from pydantic import Field, ValidationError, ValidationInfo, field_validator, model_validator
 
 from gptj_batch.errors import ConfigError, shorten
+from gptj_batch.records.part_form import COMPRESSIONS, PartForm
 from gptj_batch.stages.columns import PREFIX as INTERNAL
 from gptj_batch.tasks.base import Settings
 from gptj_batch.tasks.registry import TaskSettings
@@ -25,26 +26,34 @@ LATER: dict[str, tuple[tuple[Any, ...], str]] = {
     "task.choices": ((None,), "it belongs to `generate`; `classify` has labels"),
     "task.regex": ((None,), "it belongs to `generate`"),
     "task.json_schema": ((None,), "it belongs to `generate`"),
-    "task.calibrate": ((None, "none"), "calibration is not in this version"),
-    "task.text": ((None,), "it belongs to `classify` with method head"),
-    "task.top_k": ((None, 0), "it belongs to `classify` with method head, to `extract` and to `generate`"),
+    "task.calibrate": ((None, "none"), "it belongs to `classify` with method prompt"),
+    "task.text": ((None,), "it belongs to `classify` with method head, to `score` and to `embed`"),
+    "task.top_k": (
+        (None, 0),
+        "it belongs to `classify` with method head, to `extract` with method head and to `generate`",
+    ),
     "task.multi_label_threshold": ((None,), "it belongs to `classify` with method head"),
-    "task.prompt": ((None,), "it belongs to `generate` and to `classify` with method prompt"),
+    "task.prompt": ((None,), "it belongs to `generate`, and to `classify` and `extract` with method prompt"),
+    "task.question": ((None,), "it belongs to `extract` with method head; with method prompt it is part of the prompt"),
+    "task.max_answers": ((None, 1), "it belongs to `extract` with method prompt; by head, top_k is as many answers"),
     "task.labels": ((None,), "it belongs to `classify` with method prompt; a trained head brings its own labels"),
     "task.likelihood": ((None, "sum"), "it belongs to `classify` with method prompt"),
-    "output.partition_by": ((None, []), "partitioned output is not in this version"),
 }
-KINDS, LATER_KINDS = ("generate", "classify", "extract"), ("score", "embed")
-METHODS = {"classify": ("prompt", "head"), "extract": ("head",)}
+KINDS = ("generate", "classify", "extract", "score", "embed")
+METHODS = {"classify": ("prompt", "head"), "extract": ("head", "prompt")}
 
 
 class InputSettings(Settings):
     """What is read."""
 
     path: str | tuple[str, ...]
-    """A file, a folder, a glob, or a list of them; local, s3:// or gs://."""
+    """A file, a folder, a glob, or a list of them; local, s3://, gs:// or hf://; or a dataset's name."""
     format: Literal["auto", "parquet", "arrow", "jsonl", "csv", "huggingface"] = "auto"
-    """`auto` goes by the ending."""
+    """`auto` goes by the ending; `huggingface` is a dataset's name, or a folder of one."""
+    subset: str | None = None
+    """Of a dataset that has several, which (`name` of `datasets.load_dataset`)."""
+    split: str | None = None
+    """Of a dataset that has several, which: `train`, for example."""
     columns: tuple[str, ...] | None = None
     """Read and keep only these; null keeps all."""
     key: str | None = None
@@ -89,6 +98,10 @@ class BackendSettings(Settings):
     """Memory of the KV cache in GiB; null is chosen for the device."""
     prefix_caching: bool = True
     """Whether what prompts begin with in common is computed once and shared."""
+    tensor_parallel: int = Field(default=1, ge=1)
+    """Split one model over so many GPUs of a node; vLLM only."""
+    engine_kwargs: dict[str, Any] = Field(default_factory=dict)
+    """Arguments of vLLM's engine by vLLM's own names, such as gpu_memory_utilization; vLLM only."""
 
 
 class ReplicaSettings(Settings):
@@ -123,6 +136,7 @@ class OutputSettings(Settings):
     path: str = Field(min_length=1)
     """A folder."""
     format: Literal["parquet", "arrow", "jsonl"] = "parquet"
+    """Arrow is IPC files; jsonl is one JSON object a line, whose types `records/json_rows.py` lists."""
     on_exists: Literal["resume", "overwrite", "fail"] = "resume"
     """`resume` does what is missing, if the same configuration made what is there."""
     prefix: str = ""
@@ -135,16 +149,53 @@ class OutputSettings(Settings):
             raise ValueError(f"{INTERNAL} is what columns between the stages begin with; choose another")
         return value
 
+    partition_by: tuple[str, ...] = ()
+    """Columns, of the input or added, whose values make the folders `column=value` that parts lie in."""
     compression: Literal["zstd", "snappy", "gzip", "brotli", "lz4", "none"] = "zstd"
+    """Where it is not set: zstd for parquet and arrow, none for jsonl."""
     target_file_mb: int = Field(default=128, ge=1)
     """Parts are merged to about this size when the run completes."""
+    row_group_rows: Annotated[int, Field(ge=1)] | None = None
+    """Rows in a Parquet row group or an Arrow record batch; null cuts them at 32 MiB in memory."""
 
-    @field_validator("format")
+    @model_validator(mode="before")
     @classmethod
-    def _only_parquet(cls, value: str) -> str:
-        if value != "parquet":
-            raise ValueError(f"{value} output is not in this version; parquet is")
+    def _compression_of_the_format(cls, values: Any) -> Any:
+        if not isinstance(values, dict) or values.get("compression", None) is not None:
+            return values
+        usual = COMPRESSIONS.get(values.get("format", "parquet"), ("zstd",))[0]
+        return {**values, "compression": usual}
+
+    @field_validator("compression")
+    @classmethod
+    def _fits_the_format(cls, value: str, info: ValidationInfo) -> str:
+        known = COMPRESSIONS.get(info.data.get("format", "parquet"), ())
+        if value not in known:
+            raise ValueError(f"{info.data['format']} is compressed with {_listed(known, 'or')}, got {value}")
         return value
+
+    @field_validator("partition_by", mode="before")
+    @classmethod
+    def _columns(cls, value: Any) -> Any:
+        return () if value is None else tuple(value) if isinstance(value, list) else value
+
+    @field_validator("partition_by")
+    @classmethod
+    def _each_once(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        if "" in value or len(set(value)) < len(value):
+            raise ValueError("must name columns, each once")
+        return value
+
+    @property
+    def form(self) -> PartForm:
+        """Return what the finished parts are like."""
+        return PartForm(
+            target_file_bytes=self.target_file_mb * 2**20,
+            format=self.format,
+            compression=self.compression,
+            partition_by=self.partition_by,
+            row_group_rows=self.row_group_rows,
+        )
 
 
 class ErrorSettings(Settings):
@@ -224,8 +275,6 @@ def _check_kind(file: JobFile) -> None:
     if not isinstance(task, dict):
         return
     kind, where = task.get("kind"), file.place(("task", "kind"))
-    if kind in LATER_KINDS:
-        raise ConfigError(f"{where}: task.kind: {kind} is not in this version; {_listed(KINDS, 'and')} are")
     if kind not in KINDS:
         near = get_close_matches(str(kind), KINDS, n=1)
         found = f"got {shorten(repr(kind))}" if "kind" in task else "it is missing"
@@ -234,8 +283,6 @@ def _check_kind(file: JobFile) -> None:
     method, methods = task.get("method"), METHODS.get(str(kind), ())
     if "method" in task and methods and method not in methods:
         where = file.place(("task", "method"))
-        if (kind, method) == ("extract", "prompt"):
-            raise ConfigError(f"{where}: task.method: prompt is not in this version; head is")
         raise ConfigError(f"{where}: task.method: must be {_listed(methods, 'or')}, got {shorten(repr(method))}")
 
 

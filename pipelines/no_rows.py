@@ -16,4 +16,4 @@ def write_no_rows(run: Run) -> None:
     added = run.task.adds.append(pa.field(ERROR_COLUMN, pa.string()))
     schema = output_schema(select_columns(run.inputs.schema, run.columns), added, output.prefix)
     lineage = json.dumps({**run.lineage(), "backend": {}}, sort_keys=True).encode()
-    write_unit(schema.empty_table(), output.path, 0, output.compression, lineage)
+    write_unit(schema.empty_table(), run.folder, 0, metadata=lineage)

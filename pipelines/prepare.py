@@ -1,7 +1,7 @@
 """Preparing a run: everything that can be wrong is found before anything starts, and before any weight is read."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import takewhile
 from pathlib import Path
 from typing import Any, Literal
@@ -14,13 +14,17 @@ import gptj_batch
 from gptj_batch.errors import CheckpointError, ConfigError
 from gptj_batch.model_folder import CLASS_NAMES, DEMO, ModelFacts, read_facts
 from gptj_batch.prompts.tokenizer import Tokenizer
+from gptj_batch.records.beside import begin_beside, beside, can_build_beside, settle
 from gptj_batch.records.output import OutputFolder
+from gptj_batch.records.partitions import check_partitions
 from gptj_batch.records.progress import clean, contents, differences, load_plan, pending_units, save_plan
+from gptj_batch.records.publish import published_form
 from gptj_batch.records.read import InputFiles, UnitPlan, list_files, plan_units
 from gptj_batch.records.schema import check_storable, name_list, output_schema, select_columns
 from gptj_batch.stages.columns import PREFIX as INTERNAL
 from gptj_batch.tasks.base import ERROR_COLUMN, Task
 from gptj_batch.tasks.registry import make_task
+from pipelines.backend_choice import check_backend
 from pipelines.config import Job
 
 # Units small enough that a short job keeps several in flight, and no more than the planner handles in a second.
@@ -37,6 +41,12 @@ class Run:
     inputs: InputFiles
     plan: UnitPlan
     model: ModelFacts
+    is_beside: bool = False
+
+    @property
+    def folder(self) -> str:
+        """Return where the run writes: the output's folder, or one beside it until the two change places."""
+        return str(beside(self.job.output.path)) if self.is_beside else self.job.output.path
 
     @property
     def model_path(self) -> str:
@@ -65,10 +75,17 @@ class Run:
             "task": self.job.task.model_dump(mode="json"),
         }
 
+    def _engine_kwargs(self) -> dict[str, Any]:
+        return {"engine_kwargs": self.job.backend.engine_kwargs} if self.job.backend.engine_kwargs else {}
+
     def fingerprint(self) -> dict[str, Any]:
-        """Return everything that decides the output; a rerun may only go on where all of it is the same."""
+        """Return everything that decides the rows; a rerun may only go on where all of it is the same.
+
+        The form of the parts is not in it: until they are published another may be chosen, and nothing is done again.
+        """
         files = {
-            file.path: f"{file.num_rows} rows, {file.size_bytes} bytes, {file.mtime_ns}" for file in self.inputs.files
+            file.path: f"{file.num_rows} rows, {file.size_bytes} bytes, {file.version or file.mtime_ns}"
+            for file in self.inputs.files
         }
         return {
             "gptj_batch": gptj_batch.__version__,
@@ -80,8 +97,8 @@ class Run:
             },
             "task": self.job.task.model_dump(mode="json"),
             "model": {"identity": self.model.identity, "dtype": self.job.model.dtype},
-            "backend": {"kind": self.job.backend.kind},
-            "output": {"prefix": self.job.output.prefix, "compression": self.job.output.compression},
+            "backend": {"kind": self.job.backend.kind, **self._engine_kwargs()},
+            "output": {"prefix": self.job.output.prefix},
             "rows_per_unit": self.plan.max_rows_per_unit,
         }
 
@@ -91,14 +108,31 @@ def prepare(job: Job) -> Run:
 
     Raises ConfigError, InputError or CheckpointError; nothing has been started or written then.
     """
-    if job.backend.kind == "vllm":
-        raise ConfigError("backend.kind: vllm is not in this version; use native, or auto")
-    paths = [job.input.path] if isinstance(job.input.path, str) else list(job.input.path)
-    _check_apart(paths, job.output.path)
-    inputs = list_files(paths, job.input.format, job.errors.bad_files)
+    check_backend(job)
+    _check_apart(_paths(job), job.output.path)
+    return prepare_on(job, find_inputs(job))
+
+
+def find_inputs(job: Job) -> InputFiles:
+    """Return the files that a job reads. Raises ConfigError or InputError."""
+    source = job.input
+    return list_files(_paths(job), source.format, job.errors.bad_files, subset=source.subset, split=source.split)
+
+
+def _paths(job: Job) -> list[str]:
+    return [job.input.path] if isinstance(job.input.path, str) else list(job.input.path)
+
+
+def prepare_on(job: Job, inputs: InputFiles, are_columns_known: bool = True) -> Run:
+    """Check a job against these inputs and its model; see `prepare`.
+
+    are_columns_known: false for a dataset that will only say when it is executed what columns it has
+    """
+    check_backend(job)
     model = read_facts(job.model.path, job.model.revision, job.task.head)
     task = make_task(job.task, model)
-    _check_columns(job, task, inputs.schema)
+    if are_columns_known:
+        _check_columns(job, task, inputs.schema)
     _check_model(job, task, model)
     rows_per_unit = unit_rows(min(inputs.num_rows, job.input.limit or inputs.num_rows))
     return Run(job=job, task=task, inputs=inputs, plan=plan_units(inputs, rows_per_unit, job.input.limit), model=model)
@@ -130,26 +164,39 @@ def _check_apart(paths: Sequence[str], output: str) -> None:
 def _check_columns(job: Job, task: Task, schema: pa.Schema) -> None:
     columns = None if job.input.columns is None else list(job.input.columns)
     schema = select_columns(schema, columns)
-    task.check_columns(schema.names)
-    if internal := [name for name in schema.names if name.startswith(INTERNAL)]:
+    check_names(job, task, schema.names)
+    result = output_schema(schema, _added(task), job.output.prefix)
+    check_storable(result)
+    check_partitions(result, job.output.partition_by)
+    if job.output.format == "jsonl" and len(set(result.names)) < len(result.names):
+        raise ConfigError("output.format: two columns have one name, which JSON objects cannot have; use parquet")
+
+
+def check_names(job: Job, task: Task, names: Sequence[str]) -> None:
+    """Raise ConfigError where a column that the job reads is not among `names`, or one that it adds is."""
+    task.check_columns(names)
+    if internal := [name for name in names if name.startswith(INTERNAL)]:
         raise ConfigError(
             f"input.columns: {name_list(internal)}: columns between the stages begin with {INTERNAL}; leave them out "
             "with input.columns, or rename them"
         )
-    if job.input.key is not None and job.input.key not in schema.names:
-        raise ConfigError(f'input.key: the input has no column "{job.input.key}"; it has {", ".join(schema.names)}')
-    added = task.adds.append(pa.field(ERROR_COLUMN, pa.string()))
-    check_storable(output_schema(schema, added, job.output.prefix))
+    if job.input.key is not None and job.input.key not in names:
+        raise ConfigError(f'input.key: the input has no column "{job.input.key}"; it has {", ".join(names)}')
+    output_schema(pa.schema([pa.field(name, pa.null()) for name in names]), _added(task), job.output.prefix)
+
+
+def _added(task: Task) -> pa.Schema:
+    return task.adds.append(pa.field(ERROR_COLUMN, pa.string()))
 
 
 def _check_model(job: Job, task: Task, model: ModelFacts) -> None:
-    wanted = CLASS_NAMES[task.head]
-    if model.architectures and wanted not in model.architectures and job.backend.kind != "fake":
+    wanted = list(CLASS_NAMES.values()) if task.head == "none" else [CLASS_NAMES[task.head]]
+    if model.architectures and not {*wanted} & {*model.architectures} and job.backend.kind != "fake":
         method = getattr(job.task, "method", None)
         by_method = f" with method {method}" if method is not None else ""
         raise CheckpointError(
             f"model.path: {job.model.path} holds a {', '.join(model.architectures)}; task.kind {job.task.kind}"
-            f"{by_method} needs a {wanted}"
+            f"{by_method} needs a {' or a '.join(wanted)}"
         )
     tokenizer = Tokenizer.from_folder(model.folder)
     if tokenizer.vocab_size > model.vocab_size:
@@ -176,6 +223,18 @@ def check_output(run: Run) -> Literal["nothing", "ours"]:
     return found
 
 
+def placed(run: Run) -> Run:
+    """Return the run with the place where it writes: beside a complete output that is to be overwritten.
+
+    Where that cannot be (the folder is a mount point, or the one above is not ours to write), the old output goes
+    first. Raises OutputError.
+    """
+    path = run.job.output.path
+    settle(path)
+    overwrites = run.job.output.on_exists == "overwrite" and contents(path) == "ours"
+    return replace(run, is_beside=overwrites and can_build_beside(path))
+
+
 def claim_output(run: Run) -> NDArray[np.int32]:
     """Make the output folder this run's, as `output.on_exists` says, and return the units still to do.
 
@@ -183,15 +242,32 @@ def claim_output(run: Run) -> NDArray[np.int32]:
     """
     path, on_exists = run.job.output.path, run.job.output.on_exists
     found = check_output(run)
-    if found == "ours" and on_exists == "overwrite":
-        clean(path)
-    earlier = load_plan(path)
     fingerprint = run.fingerprint()
+    if run.is_beside:
+        _claim_beside(run, fingerprint)
+    elif found == "ours" and on_exists == "overwrite":
+        clean(path)
+    earlier = load_plan(run.folder)
     if earlier is None:
-        save_plan(path, fingerprint)
-    elif changed := differences(earlier, fingerprint):
+        save_plan(run.folder, fingerprint)
+    elif changed := differences(earlier, fingerprint) or _other_form(run):
         raise ConfigError(_other_configuration(path, changed))
-    return pending_units(path, run.plan)
+    return pending_units(run.folder, run.plan)
+
+
+def _claim_beside(run: Run, fingerprint: dict[str, Any]) -> None:
+    """Go on with what an interrupted run of the same configuration left beside the old output, or begin anew."""
+    if contents(run.folder) == "ours":
+        earlier = load_plan(run.folder)
+        if earlier is None or differences(earlier, fingerprint) or _other_form(run):
+            clean(run.folder)
+    begin_beside(run.job.output.path)
+
+
+def _other_form(run: Run) -> list[str]:
+    """Return how the parts of a finished output differ from what is asked for."""
+    published = published_form(run.folder)
+    return [] if published is None else differences({"output": published}, {"output": run.job.output.form.facts()})
 
 
 def _other_configuration(path: str, changed: list[str]) -> str:

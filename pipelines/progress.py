@@ -17,6 +17,7 @@ class Counts:
     rows: int = 0
     failed: int = 0
     truncated: int = 0
+    duplicates: int = 0
     prompt_tokens: int = 0
     generated_tokens: int = 0
 
@@ -28,6 +29,7 @@ class Counts:
             rows=self.rows + counts["rows"],
             failed=self.failed + counts["failed"],
             truncated=self.truncated + counts["truncated"],
+            duplicates=self.duplicates + counts["duplicates"],
             prompt_tokens=self.prompt_tokens + counts["prompt_tokens"],
             generated_tokens=self.generated_tokens + counts["generated_tokens"],
         )

@@ -10,11 +10,11 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-import pyarrow.parquet as pq
-
 import gptj_batch
 from gptj_batch.errors import OutputError
 from gptj_batch.records.output import OutputFolder
+from gptj_batch.records.part_reader import read_column
+from gptj_batch.tasks.base import ERROR_COLUMN, FREE_TEXT_COLUMNS
 from pipelines.config import ErrorSettings
 from pipelines.prepare import Run
 from pipelines.progress import Counts, duration
@@ -29,7 +29,10 @@ PACKAGES = ("torch", "ray", "pyarrow", "tokenizers", "safetensors")
 
 @dataclass(frozen=True, kw_only=True)
 class Report:
-    """What a run did; the counts of rows are the whole output's, the rest is this run's alone."""
+    """What a run did; the counts of rows are the whole output's, the rest is this run's alone.
+
+    columns: those that the task added and that may be shown
+    """
 
     name: str
     output: str
@@ -53,6 +56,8 @@ class Report:
     task: dict[str, Any]
     backend: dict[str, Any]
     versions: dict[str, str]
+    columns: list[str]
+    duplicates_this_run: int = 0
 
     @classmethod
     def of_units(cls, run: Run, counts: Counts, seconds: float, started: float, backend: dict[str, Any]) -> "Report":
@@ -73,6 +78,7 @@ class Report:
             errors=dict(commonest),
             skipped_files=skipped,
             truncated_this_run=counts.truncated,
+            duplicates_this_run=counts.duplicates,
             rows_this_run=counts.rows,
             prompt_tokens_this_run=counts.prompt_tokens,
             generated_tokens_this_run=counts.generated_tokens,
@@ -84,6 +90,11 @@ class Report:
             prompt_sha256=prompt_hash(run),
             task=run.job.task.model_dump(mode="json"),
             backend=backend,
+            columns=[
+                run.job.output.prefix + name
+                for name in (*run.task.adds.names, ERROR_COLUMN)
+                if name not in FREE_TEXT_COLUMNS
+            ],
             versions={
                 "gptj-batch": gptj_batch.__version__,
                 "python": platform.python_version(),
@@ -116,6 +127,10 @@ class Report:
             )
         if self.truncated_this_run:
             lines.append(f"{self.truncated_this_run:,} prompts were cut to fit the context (task.truncate)")
+        if self.duplicates_this_run:
+            lines.append(
+                f"{self.duplicates_this_run:,} duplicates were computed once, with another row (task.deduplicate)"
+            )
         most = sorted(self.errors.items(), key=lambda item: -item[1])[:5]
         lines += [f"  {count:,} x {reason}" for reason, count in most]
         lines += [f"skipped, could not be read: {path}" for path in self.skipped_files]
@@ -134,11 +149,11 @@ def prompt_hash(run: Run) -> str:
 
 def count_errors(run: Run) -> dict[str, int]:
     """Return how often each error stands in the finished units."""
-    folder = OutputFolder.at(run.job.output.path)
+    folder = OutputFolder.at(run.folder)
     counts: dict[str, int] = {}
     # Parts only where a publication was finished and its report lost.
     for file in [folder.unit(index) for index in folder.unit_indices()] or folder.parts():
-        column = pq.read_table(file, columns=[run.error_column]).column(0)
+        column = read_column(folder, file, run.error_column)
         if column.null_count < len(column):
             for entry in column.drop_null().value_counts().to_pylist():
                 counts[entry["values"]] = counts.get(entry["values"], 0) + entry["counts"]
@@ -150,7 +165,7 @@ def write_failure(run: Run, exit_code: int, reason: str) -> None:
 
     Does nothing where not even that can be written.
     """
-    folder = OutputFolder.at(run.job.output.path)
+    folder = OutputFolder.at(run.folder)
     failure = {
         "name": run.job.name,
         "output": run.job.output.path,
@@ -167,7 +182,7 @@ def write_failure(run: Run, exit_code: int, reason: str) -> None:
 
 def write_report(run: Run, report: Report) -> None:
     """Write `run.json` and the resolved `config.yaml` into the output. Raises OutputError."""
-    folder = OutputFolder.at(run.job.output.path)
+    folder = OutputFolder.at(run.folder)
     for name, text in ((RUN_FILE, json.dumps(asdict(report), indent=2) + "\n"), (CONFIG_FILE, run.job.to_yaml())):
         with folder.whole_file(folder.private / name) as staged:
             staged.write_text(text, encoding="utf-8")
@@ -180,3 +195,16 @@ def read_report(output: str) -> Report | None:
         return Report(**json.loads(file.read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError):
         return None
+
+
+def read_failure(output: str) -> dict[str, Any] | None:
+    """Return what `write_failure` left; None where there is nothing that can be read."""
+    try:
+        failure = json.loads((OutputFolder.at(output).private / RUN_FILE).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return (
+        failure
+        if isinstance(failure, dict) and {"units", "units_done", "reason", "exit_code"} <= set(failure)
+        else None
+    )

@@ -6,12 +6,13 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 from jinja2 import Environment, StrictUndefined
 
 from gptj_batch.records.output import OutputFolder
+from gptj_batch.records.part_reader import read_column
 from pipelines.progress import duration
 from pipelines.report import Report
 
@@ -70,11 +71,11 @@ def page_path(report: Report) -> Path:
     return OutputFolder.at(report.output).private / "report.html"
 
 
-def write_page(report: Report, columns: list[str]) -> None:
-    """Write `report.html` about the published output; `columns` are those that the run added. Raises OutputError."""
+def write_page(report: Report) -> None:
+    """Write `report.html` about the published output. Raises OutputError."""
     folder = OutputFolder.at(report.output)
     page = Environment(autoescape=True, undefined=StrictUndefined).from_string(PAGE)
-    described = [facts for name in columns if (facts := _column_facts(folder, name)) is not None]
+    described = [facts for name in report.columns if (facts := _column_facts(folder, name)) is not None]
     text = page.render(report=asdict(report), facts=_run_facts(report), columns=described)
     with folder.whole_file(page_path(report)) as staged:
         staged.write_text(text, encoding="utf-8")
@@ -89,6 +90,7 @@ def _run_facts(report: Report) -> list[tuple[str, Any]]:
         ("tokens", f"{report.prompt_tokens_this_run:,} of prompts, {report.generated_tokens_this_run:,} generated"),
         ("throughput", f"{report.tokens_per_s:,.0f} tokens/s, start-up included"),
         ("prompts cut", f"{report.truncated_this_run:,}"),
+        ("duplicates", f"{report.duplicates_this_run:,} computed with another row"),
         ("model", f"{report.model} ({report.model_identity[:12]})"),
         ("backend", ", ".join(f"{name} {value}" for name, value in report.backend.items()) or "no unit was left to do"),
         ("versions", ", ".join(f"{name} {version}" for name, version in report.versions.items())),
@@ -97,20 +99,28 @@ def _run_facts(report: Report) -> list[tuple[str, Any]]:
 
 
 def _column_facts(folder: OutputFolder, name: str) -> ColumnFacts | None:
-    """Describe a column of few texts or of numbers, one part at a time; others, and free text, are left out."""
+    """Describe a column of few texts, numbers or vectors, one part at a time; others, and free text, are left out.
+
+    So are numbers that are not finite.
+    """
     counts: Counter[str] = Counter()
     numbers: list[tuple[float, float, float, int]] = []
+    what = ""
     for part in folder.parts():
-        values = pq.read_table(part, columns=[name]).column(0)
+        values = read_column(folder, part, name)
         kind = values.type
         if pa.types.is_string(kind):
             counts.update({e["values"]: e["counts"] for e in values.drop_null().value_counts().to_pylist()})
             if len(counts) > MAX_VALUES:
                 return None
-        elif (pa.types.is_integer(kind) or pa.types.is_floating(kind)) and values.null_count < len(values):
-            low_high = pc.min_max(values).as_py()
-            count = len(values) - values.null_count
-            numbers.append((low_high["min"], low_high["max"], pc.sum(values).as_py(), count))
+            continue
+        if pa.types.is_fixed_size_list(kind) and pa.types.is_floating(kind.value_type):
+            values, what = _lengths(values), f"vectors of {kind.list_size:,} numbers, their lengths "
+        if pa.types.is_integer(values.type) or pa.types.is_floating(values.type):
+            values = values.filter(pc.is_finite(values))  # nulls go too
+            if len(values):
+                low_high = pc.min_max(values).as_py()
+                numbers.append((low_high["min"], low_high["max"], pc.sum(values).as_py(), len(values)))
     if counts:
         most = max(counts.values())
         bars = tuple((value[:MAX_VALUE_CHARS], count, count / most) for value, count in counts.most_common())
@@ -118,5 +128,12 @@ def _column_facts(folder: OutputFolder, name: str) -> ColumnFacts | None:
     if numbers:
         lows, highs, sums, rows = zip(*numbers, strict=True)
         mean = sum(sums) / sum(rows)
-        return ColumnFacts(name=name, summary=f"from {min(lows):,.6g} to {max(highs):,.6g}, mean {mean:,.6g}")
+        return ColumnFacts(name=name, summary=f"{what}from {min(lows):,.6g} to {max(highs):,.6g}, mean {mean:,.6g}")
     return None
+
+
+def _lengths(vectors: pa.ChunkedArray) -> pa.ChunkedArray:
+    """Return the Euclidean length of every vector that is there; `flatten` leaves nulls out."""
+    size = vectors.type.list_size
+    numbers = (chunk.flatten().to_numpy().reshape(-1, size) for chunk in vectors.chunks)
+    return pa.chunked_array([np.linalg.norm(of_chunk.astype(np.float64), axis=1) for of_chunk in numbers], pa.float64())

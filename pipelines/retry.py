@@ -3,7 +3,7 @@
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import pyarrow as pa
@@ -66,7 +66,8 @@ class Finished:
             for path, num_rows in files:
                 begin, end = max(start + done, first), min(start + table.num_rows, first + num_rows)
                 if begin < end:
-                    names.append(row_keys(table.slice(done, end - begin), path, begin - first, self.job.input.key))
+                    rows, name = table.slice(done, end - begin), PurePosixPath(path).name
+                    names.append(row_keys(rows, self.job.input.key, name, begin - first))
                     done += end - begin
                 first += num_rows
             return pa.concat_arrays([*names, pa.array([], pa.string())])

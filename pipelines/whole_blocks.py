@@ -6,7 +6,7 @@ Why it is not plain `map_batches` (Ray 2.60, all seen by running it; tests/integ
 turns that off. One actor serves several tables at once only with true multi-threading.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pyarrow as pa
@@ -28,6 +28,33 @@ def unit_numbers(num_units: int) -> Dataset:
     # A first table may wait for a model of many gigabytes to load, and a table of long generations for its end.
     context.execution_no_progress_timeout_s = -1
     return ray.data.range(num_units, override_num_blocks=num_units)
+
+
+def unit_numbers_in_order(num_units: int) -> Dataset:
+    """Return the same for a notebook: rows keep their order, and the user's own settings of Ray Data stay."""
+    with DataContext.current(DataContext.get_current().copy()):
+        context = DataContext.get_current()
+        context.target_max_block_size = None
+        context.execution_no_progress_timeout_s = -1
+        context.execution_options.preserve_order = True
+        return ray.data.range(num_units, override_num_blocks=num_units)
+
+
+def in_order(dataset: Dataset) -> Dataset:
+    """Return a dataset whose rows keep their order, and that may wait for a model; the given one is not changed."""
+    ordered = Dataset.copy(dataset, _deep_copy=True)
+    ordered.context.execution_options.preserve_order = True
+    ordered.context.execution_no_progress_timeout_s = -1
+    return ordered
+
+
+def streamed(dataset: Dataset, stage: Callable[[pa.Table], Iterator[pa.Table]]) -> Dataset:
+    """Run a stage in tasks that gives a block's rows back in pieces."""
+
+    def call(table: pa.Table) -> Iterator[pa.Table]:
+        yield from stage(table)
+
+    return dataset.map_batches_internal(call, batch_size=None, batch_format="pyarrow", num_cpus=CPU_STAGE_CPUS)
 
 
 def on_cpu(dataset: Dataset, stage: Stage) -> Dataset:

@@ -4,8 +4,11 @@ Words are runs of letters, digits and underscores. Marks (accents, variation sel
 they follow, and a wide character (Chinese, Japanese, Korean) is a word of its own, as no spaces stand between those.
 """
 
+import copy
 import unicodedata
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right
+from collections.abc import Iterator
+from typing import Self
 
 from gptj_batch.errors import RecordError
 
@@ -61,14 +64,37 @@ class Passage:
         index = bisect_right(self.ends, stop) - 1
         return self.ends[index] if index >= 0 and self.ends[index] > start else None
 
+    def next_end(self, place: int) -> int:
+        """Return the first end of an answer from a place on, of which there is one."""
+        return self.ends[bisect_left(self.ends, place)]
+
     def first(self, answer: bytes) -> tuple[int, int]:
         """Return the characters, [start, end), of the first place where these bytes are an answer."""
+        start = next(self._places(answer))  # an answer that was found once is found again
+        return self._char_of[start], self._char_of[start + len(answer)]
+
+    def without(self, answer: bytes) -> Self:
+        """Return what is left once `answer` is taken out: no character of any place where it is one."""
+        taken = list(self._places(answer))
+        rest = copy.copy(self)
+        rest.limits = {}
+        for start, limit in self.limits.items():
+            index = bisect_right(taken, start)
+            if index and start < taken[index - 1] + len(answer):
+                continue
+            stop = min(limit, taken[index]) if index < len(taken) else limit
+            end = self.last_end(start, stop)
+            if end is not None:
+                rest.limits[start] = end
+        return rest
+
+    def _places(self, answer: bytes) -> Iterator[int]:
+        """Yield every start from which on these bytes are an answer."""
         ends = set(self.ends)
         for start, limit in self.limits.items():
             end = start + len(answer)
             if end <= limit and end in ends and self.data.startswith(answer, start):
-                return self._char_of[start], self._char_of[end]
-        raise AssertionError("an answer that was found once is found again")
+                yield start
 
 
 def is_border(text: str, place: int) -> bool:

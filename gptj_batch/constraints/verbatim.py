@@ -5,7 +5,9 @@ not part of it. One space before it may be generated whether or not the text has
 one, and behind "Answer:" a model goes on with " Paris", be "Paris" the text's first word or not.
 """
 
+import copy
 from collections.abc import Iterable, Sequence
+from typing import Self
 
 from gptj_batch.constraints.passage import Passage
 from gptj_batch.constraints.vocabulary import Vocabulary
@@ -57,12 +59,16 @@ class VerbatimConstraint:
         for token_id in token_ids:
             if self.vocabulary.bytes_of[token_id]:  # an end of text has none
                 state.accept(token_id)
-        answers = [
-            self.passage.data[start:end]
-            for start in (state.starts if state.num_bytes else ())
-            if (end := self.passage.last_end(start, start + state.num_bytes)) is not None
-        ]
-        return self.passage.first(max(answers, key=len)) if answers else None
+        answer = state.answer()
+        return None if answer is None else self.passage.first(answer)
+
+    def without(self, answer: bytes) -> Self:
+        """Return the constraint to what is left of the text once an answer is taken out; see `Passage.without`."""
+        rest = copy.copy(self)
+        rest.passage = self.passage.without(answer)
+        rest.allow_none = False
+        rest._first = {}  # what `_next` has stays true: it is the text's
+        return rest
 
     def next_tokens(self, place: int) -> list[tuple[int, int]]:
         """Return the tokens that the text goes on with from a place, each as (where it ends, id)."""
@@ -143,3 +149,18 @@ class VerbatimState:
         """Say whether the answer has come to the end of the text, or of what it may hold."""
         is_over = all(self._limits[start] == start + self.num_bytes for start in self.starts)
         return self.num_bytes > 0 and is_over
+
+    def answer(self) -> bytes | None:
+        """Return the longest answer that the bytes so far begin with; None where they hold no whole one."""
+        passage = self._constraint.passage
+        answers = [
+            passage.data[start:end]
+            for start in (self.starts if self.num_bytes else ())
+            if (end := passage.last_end(start, start + self.num_bytes)) is not None
+        ]
+        return max(answers, key=len) if answers else None
+
+    def completed(self) -> bytes:
+        """Return the shortest answer that begins with the bytes so far, at the first place where they stand."""
+        passage, start = self._constraint.passage, self.starts[0]
+        return passage.data[start : passage.next_end(start + self.num_bytes)]

@@ -1,6 +1,7 @@
 """Vocabulary: the bytes of every token that text is made of, and which of them a text goes on with."""
 
 from collections.abc import Iterable
+from functools import cached_property
 
 from gptj_batch.prompts.tokenizer import Tokenizer
 from gptj_batch.requests import Allowed
@@ -22,13 +23,20 @@ class Vocabulary:
         self.bytes_of = [
             b"" if token_id in added else tokenizer.token_bytes(token_id) for token_id in range(tokenizer.vocab_size)
         ]
-        # The tokens of every beginning of a token, so that a search knows when no longer one can come.
-        self._ids_by_prefix: dict[bytes, tuple[int, ...]] = {}
+
+    @cached_property
+    def _ids_by_prefix(self) -> dict[bytes, tuple[int, ...]]:
+        """The tokens of every beginning of a token, so that a search knows when no longer one can come.
+
+        Made when first asked for: what only reads tokens back does not need it.
+        """
+        found: dict[bytes, tuple[int, ...]] = {}
         for token_id, whole in enumerate(self.bytes_of):
             for num_bytes in range(1, len(whole)):
-                self._ids_by_prefix.setdefault(whole[:num_bytes], ())
+                found.setdefault(whole[:num_bytes], ())
             if whole:
-                self._ids_by_prefix[whole] = (*self._ids_by_prefix.get(whole, ()), token_id)
+                found[whole] = (*found.get(whole, ()), token_id)
+        return found
 
     def beginning(self, text: bytes, start: int, before: bytes = b"") -> list[tuple[int, int]]:
         """Return every token that `before` and the bytes of `text` from `start` on begin with.
@@ -48,6 +56,15 @@ class Vocabulary:
     def ids(self, whole: bytes) -> tuple[int, ...]:
         """Return the tokens that stand for exactly these bytes."""
         return self._ids_by_prefix.get(whole, ())
+
+    def with_ids(self, allowed: Allowed, more: Iterable[int]) -> Allowed:
+        """Return what is allowed and more of it."""
+        if not isinstance(allowed, bytes):
+            return self.compact((*allowed, *more))
+        bits = bytearray(allowed)
+        for token_id in more:
+            bits[token_id // 8] |= 1 << token_id % 8
+        return bytes(bits)
 
     def compact(self, token_ids: Iterable[int]) -> Allowed:
         """Return token ids in the form that costs less."""

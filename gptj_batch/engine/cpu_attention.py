@@ -40,7 +40,7 @@ class CpuPagedAttention:
         assert cache.dtype in DTYPES and cache.device.type == "cpu", "the kernels know float32 and bfloat16, on a CPU"
         self._cache = cache
         self._head_dim = head_dim
-        load_library()
+        load_library(cache.dtype)
 
     def plan(self, batch: StepBatch) -> FusedAttend:
         """Prepare a step; see `PagedAttention`."""

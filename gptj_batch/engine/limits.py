@@ -17,13 +17,14 @@ from gptj_batch.requests import (
     SpanRequest,
 )
 
+# The head that a request needs; "none" is had by every model.
 HEAD_OF: Final[dict[type[AnyRequest], Head]] = {
     Request: "causal-lm",
     LabelRequest: "causal-lm",
     ClassifyRequest: "sequence-classification",
     SpanRequest: "question-answering",
     ScoreRequest: "causal-lm",
-    EmbedRequest: "causal-lm",
+    EmbedRequest: "none",
 }
 
 
@@ -39,10 +40,12 @@ class Limits:
 
     def refuse(self, request: AnyRequest) -> str | None:
         """Return why `request` can never run, or None: the rule, the values found, what to do."""
-        if HEAD_OF[type(request)] != self.head:
+        needed = HEAD_OF[type(request)]
+        if needed not in (self.head, "none"):
+            found = "no head" if self.head == "none" else f"a {self.head} head"
             return (
-                f"a {type(request).__name__} needs a model with a {HEAD_OF[type(request)]} head, and this one has a "
-                f"{self.head} head; load the checkpoint that was trained for it"
+                f"a {type(request).__name__} needs a model with a {needed} head, and this one has {found}; load the "
+                "checkpoint that was trained for it"
             )
         problem = self._refuse_tokens("prompt_token_ids", request.prompt_token_ids)
         if problem is not None:

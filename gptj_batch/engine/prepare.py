@@ -93,7 +93,7 @@ def why_no_cpu_kernels(device: torch.device, dtype: torch.dtype, block_size_toke
     if block_size_tokens % TILE_TOKENS:
         return f"block_size_tokens ({block_size_tokens}) is no multiple of {TILE_TOKENS}"
     try:
-        load_library()
+        load_library(dtype)
     except KernelsUnavailable as error:
         return str(error)
     return None

@@ -15,7 +15,7 @@ from torch import Tensor
 from gptj_batch.engine.body import Body
 from gptj_batch.engine.row import Row
 from gptj_batch.engine.token_logprobs import row_logprobs
-from gptj_batch.model import GPTJForQuestionAnswering, GPTJForSequenceClassification, HeadModel
+from gptj_batch.model import GPTJForCausalLM, GPTJForQuestionAnswering, GPTJForSequenceClassification, HeadModel
 from gptj_batch.requests import EmbedRequest, LabelRequest
 from gptj_batch.results import Classified, Embedded, Failed, HeadResult, Labelled, Scored, SpanLogits
 
@@ -32,26 +32,26 @@ class Reader(Protocol):
 
 
 def make_reader(model: HeadModel, body: Body) -> Reader:
-    """Return the reader of a model's head."""
+    """Return the reader of a model's head, and of the embeddings that any model gives."""
     if isinstance(model, GPTJForSequenceClassification):
-        return ClassReader(model)
+        return MixedReader(ClassReader(model))
     if isinstance(model, GPTJForQuestionAnswering):
-        return SpanReader(model)
-    return LanguageReader(body)
+        return MixedReader(SpanReader(model))
+    return MixedReader(LikelihoodReader(body)) if isinstance(model, GPTJForCausalLM) else EmbeddingReader()
 
 
-class LanguageReader:
-    """Answer what a language model is asked: likelihoods by its head, embeddings without."""
+class MixedReader:
+    """Answer what a model with a head is asked: embeddings without the head, all else by it."""
 
-    def __init__(self, body: Body) -> None:
-        self._likelihoods = LikelihoodReader(body)
+    def __init__(self, head: Reader) -> None:
+        self._head = head
         self._embeddings = EmbeddingReader()
 
     def __call__(self, hidden: Tensor, rows: list[Row]) -> list[HeadResult | Failed]:
         """Return a result per row, whichever kinds are mixed; see `Reader`."""
         parts = hidden.split([row.num_read for row in rows])
         answers: dict[int, HeadResult | Failed] = {}
-        for reader, is_embedding in ((self._embeddings, True), (self._likelihoods, False)):
+        for reader, is_embedding in ((self._embeddings, True), (self._head, False)):
             places = [place for place, row in enumerate(rows) if isinstance(row.request, EmbedRequest) is is_embedding]
             if places:
                 of_kind = hidden if len(places) == len(rows) else torch.cat([parts[place] for place in places])

@@ -8,6 +8,7 @@ from gptj_batch.model.heads import (
     GPTJForCausalLM,
     GPTJForQuestionAnswering,
     GPTJForSequenceClassification,
+    GPTJWithoutHead,
     HeadModel,
 )
 
@@ -20,5 +21,6 @@ __all__ = [
     "GPTJForSequenceClassification",
     "GPTJModel",
     "GPTJPreTrainedModel",
+    "GPTJWithoutHead",
     "HeadModel",
 ]

@@ -217,11 +217,23 @@ class GPTJForQuestionAnswering(GPTJPreTrainedModel):
         return _as_asked(output, self.config, return_dict)
 
 
-HeadModel = GPTJForCausalLM | GPTJForSequenceClassification | GPTJForQuestionAnswering
+class GPTJWithoutHead(GPTJPreTrainedModel):
+    """GPT-J's body in the place where the classes with a head have it, read from a checkpoint of any class.
+
+    It has no `forward`: the engine runs its blocks.
+    """
+
+    def __init__(self, config: GPTJConfig) -> None:
+        super().__init__(config)
+        self.transformer = GPTJModel(config)
+
+
+HeadModel = GPTJForCausalLM | GPTJForSequenceClassification | GPTJForQuestionAnswering | GPTJWithoutHead
 MODEL_CLASSES: Final[dict[Head, type[HeadModel]]] = {
     "causal-lm": GPTJForCausalLM,
     "sequence-classification": GPTJForSequenceClassification,
     "question-answering": GPTJForQuestionAnswering,
+    "none": GPTJWithoutHead,
 }
 
 

@@ -1,6 +1,11 @@
-"""A prompt template: a record in, text out, in a sandbox, with errors that name the column and never hold its text."""
+r"""A prompt template: a record in, text out, in a sandbox, with errors that name the column and never hold its text.
+
+Worked examples can stand in a template as they are, or as a list that it goes through:
+{% for e in [{"text": "...", "topic": "World"}] %}{{ e.text }}\nTopic: {{ e.topic }}\n{% endfor %}{{ text }}\nTopic:
+"""
 
 from collections.abc import Collection, Mapping
+from dataclasses import dataclass
 from datetime import date, time, timedelta
 from decimal import Decimal
 from difflib import get_close_matches
@@ -13,6 +18,7 @@ from jinja2.exceptions import SecurityError, UndefinedError
 from jinja2.runtime import Context
 
 from gptj_batch.errors import ConfigError, RecordError, shorten
+from gptj_batch.prompts.provenance import Provenance
 from gptj_batch.prompts.sandbox import TEXT_FILTERS, ForbiddenError, Sandbox
 
 MAX_PROMPT_CHARS = 4 * 1024 * 1024
@@ -20,7 +26,7 @@ MAX_COLUMNS_SHOWN = 20
 
 _FILE = "<prompt template>"
 _SHOW = "\0show"  # no template can write this name
-_BUDGET = "\0budget"
+_STATE = "\0state"
 _PLAIN = (str, int, float, Decimal, date, time, timedelta, UUID)
 _HINTS = {
     type(None): 'is null; leave it out with {{% if {0} %}}...{{% endif %}}, or write {{{{ {0} or "" }}}}',
@@ -29,6 +35,24 @@ _HINTS = {
     dict: "is a structure; render one of its fields, or all with {{{{ {0} | tojson }}}}",
     bytes: "is binary, not text; convert the column to text first",
 }
+
+
+@dataclass(frozen=True)
+class Rendered:
+    """A prompt, and which of its characters show the record's text, as (start, end) in their order.
+
+    The others are the template's own.
+    """
+
+    text: str
+    spans: tuple[tuple[int, int], ...]
+
+    @property
+    def own_text(self) -> str:
+        """Return what is left without the record's text."""
+        starts = [0, *(end for _, end in self.spans)]
+        ends = [*(start for start, _ in self.spans), len(self.text)]
+        return "".join(self.text[start:end] for start, end in zip(starts, ends, strict=True))
 
 
 class PromptTemplate:
@@ -48,6 +72,7 @@ class PromptTemplate:
             tree = sandbox.parse(source)
             self._check_tree(tree, sandbox)
             self.columns = frozenset(meta.find_undeclared_variables(tree))
+            self._provenance = Provenance(tree, self.columns)
             self._label_outputs(tree)
             tree.set_environment(sandbox)
             sandbox.filters[_SHOW] = _show
@@ -63,29 +88,43 @@ class PromptTemplate:
 
     def check_columns(self, names: Collection[str]) -> None:
         """Raise ConfigError for a column of the template that is not among `names`."""
-        for column in sorted(self.columns - set(names)):
-            close = get_close_matches(column, names, n=1)
-            hint = f' Did you mean "{shorten(close[0], 40)}"?' if close else ""
-            known = ", ".join(f'"{shorten(name, 40)}"' for name in list(names)[:MAX_COLUMNS_SHOWN])
-            more = f" and {len(names) - MAX_COLUMNS_SHOWN} more" if len(names) > MAX_COLUMNS_SHOWN else ""
-            raise ConfigError(
-                f'{self.setting}: the input has no column "{shorten(column, 40)}".{hint} It has {known}{more}'
-            )
+        for column in sorted(self.columns):
+            check_column(column, names, self.setting)
 
     def render(self, record: Mapping[str, Any]) -> str:
         """Return the record's prompt. Raises RecordError, whose message names the column and the rule."""
-        context = self._template.new_context({**record, _BUDGET: _Budget()})
+        return self.render_with_spans(record).text
+
+    def render_with_spans(self, record: Mapping[str, Any]) -> Rendered:
+        """Return the record's prompt, and where in it the record's text stands. Raises RecordError as `render` does.
+
+        What a macro or a `set` block makes of a column is the record's as a whole; what a `filter` or `call` block or a
+        recursive loop makes is the template's.
+        """
+        state = _State()
+        context = self._template.new_context({**record, _STATE: state})
         try:
-            text = "".join(self._template.root_render_func(context))
+            pieces = list(map(state.taken, self._template.root_render_func(context)))
         except RecordError:
             raise
         except Exception as error:  # noqa: BLE001 - a template may fail in any way, and only this row with it
             raise RecordError(self._reason(error, record)) from None  # the cause may quote the record
+        text = "".join(pieces)
         if len(text) > MAX_PROMPT_CHARS:
             raise _too_long()
         if not text.isascii():
             _check_unicode(text, record)
-        return text
+        return Rendered(text, tuple(state.spans))
+
+    @property
+    def own_text(self) -> str | None:
+        """Return the text that is in every prompt; None where the template makes another of one record than another."""
+        if self._provenance.hangs_on_record:
+            return None
+        try:
+            return self.render_with_spans(dict.fromkeys(self.columns, "")).own_text
+        except RecordError:  # a column that must be a number, or a structure
+            return None
 
     def _check_tree(self, tree: nodes.Template, sandbox: Sandbox) -> None:
         for foreign in tree.find_all((nodes.Include, nodes.Import, nodes.FromImport, nodes.Extends)):
@@ -102,12 +141,17 @@ class PromptTemplate:
         """Send all that becomes text through `_show`, with what it is called: a value alone would not say."""
         texts: list[nodes.Output | nodes.Concat] = [*tree.find_all(nodes.Output), *tree.find_all(nodes.Concat)]
         for node in texts:
-            node.nodes = [part if isinstance(part, nodes.TemplateData) else self._shown(part) for part in node.nodes]
+            node.nodes = [
+                part
+                if isinstance(part, nodes.TemplateData)
+                else self._shown(part, self._provenance.is_record_text(part))
+                for part in node.nodes
+            ]
         for called in list(tree.find_all(nodes.Filter)):
             if called.name in TEXT_FILTERS and called.node is not None:  # they would make "None" of a null
                 called.node = self._shown(called.node)
 
-    def _shown(self, node: nodes.Expr) -> nodes.Expr:
+    def _shown(self, node: nodes.Expr, is_record_text: bool = False) -> nodes.Expr:
         name = _dotted(node)
         if name is None:
             label = f"the expression in line {node.lineno}"
@@ -115,7 +159,7 @@ class PromptTemplate:
             label = f'column "{name}"'
         else:
             label = f'"{name}"'
-        arguments: list[nodes.Expr] = [nodes.Const(label), nodes.Const(name or "x")]
+        arguments: list[nodes.Expr] = [nodes.Const(label), nodes.Const(name or "x"), nodes.Const(is_record_text)]
         return nodes.Filter(node, _SHOW, arguments, [], None, None, lineno=node.lineno)
 
     def _reason(self, error: Exception, record: Mapping[str, Any]) -> str:
@@ -140,23 +184,49 @@ class PromptTemplate:
         return line
 
 
-class _Budget:
-    """How many more characters one prompt may render, also inside a macro or a `set` block."""
+def check_column(column: str, names: Collection[str], setting: str) -> None:
+    """Raise ConfigError where a column that a setting names is not among `names`."""
+    if column in names:
+        return
+    close = get_close_matches(column, names, n=1)
+    hint = f' Did you mean "{shorten(close[0], 40)}"?' if close else ""
+    known = ", ".join(f'"{shorten(name, 40)}"' for name in list(names)[:MAX_COLUMNS_SHOWN])
+    more = f" and {len(names) - MAX_COLUMNS_SHOWN} more" if len(names) > MAX_COLUMNS_SHOWN else ""
+    raise ConfigError(f'{setting}: the input has no column "{shorten(column, 40)}".{hint} It has {known}{more}')
+
+
+class _State:
+    """How far one prompt is: what it may still render, also inside a macro or a `set` block, and what it has."""
 
     def __init__(self) -> None:
-        self.left = MAX_PROMPT_CHARS
+        self.spans: list[tuple[int, int]] = []
+        self._left = MAX_PROMPT_CHARS
+        self._num_chars = 0
+        self._record_text: str | None = None
 
-    def spend(self, num_chars: int) -> None:
-        self.left -= num_chars
-        if self.left < 0:
+    def show(self, text: str, is_record_text: bool) -> None:
+        """Take a text that is about to be rendered; of the record's, the next piece of the prompt is this text."""
+        self._left -= len(text)
+        if self._left < 0:
             raise _too_long()
+        if is_record_text:
+            self._record_text = text
+
+    def taken(self, piece: str) -> str:
+        """Return the next piece of the prompt, having noted where it stands if it is the record's."""
+        end = self._num_chars + len(piece)
+        if piece is self._record_text and piece:
+            self.spans.append((self._num_chars, end))
+        self._record_text = None
+        self._num_chars = end
+        return piece
 
 
 @pass_context
-def _show(context: Context, value: Any, label: str, name: str) -> str:
+def _show(context: Context, value: Any, label: str, name: str, is_record_text: bool) -> str:
     """Return a rendered value as text; refuse what has no plain form."""
     text = value if type(value) is str else _text(value, label, name)
-    context.parent[_BUDGET].spend(len(text))
+    context.parent[_STATE].show(text, is_record_text)
     return text
 
 

@@ -112,6 +112,18 @@ class Tokenizer:
         encoding = self._backend.encode(text, add_special_tokens=False)
         return encoding.ids, encoding.offsets
 
+    def encode_with_words(self, text: str) -> tuple[list[int], list[tuple[int, int]], list[tuple[int, int]]]:
+        """Return the same as `encode_with_offsets` and, for each token, the characters of the word that it is part of.
+
+        Words are what the tokenizer cuts a text into before it makes tokens, as " don", "'t", " 12" and "?!".
+        """
+        encoding = self._backend.encode(text, add_special_tokens=False)
+        chars: dict[int | None, tuple[int, int]] = {}
+        for word, (start, end) in zip(encoding.word_ids, encoding.offsets, strict=True):
+            first, last = chars.get(word, (start, end))
+            chars[word] = (min(first, start), max(last, end))
+        return encoding.ids, encoding.offsets, [chars[word] for word in encoding.word_ids]
+
     def decode(self, token_ids: Sequence[int], skip_special_tokens: bool = False) -> str:
         """Return the text of token ids; bytes that are no UTF-8, as a cut character leaves them, become U+FFFD."""
         return str(self._backend.decode(list(token_ids), skip_special_tokens=skip_special_tokens))

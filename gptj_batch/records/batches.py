@@ -1,6 +1,7 @@
 """The record batches of a row range of one file: Parquet, Arrow file or Arrow stream, with memory that stays flat."""
 
 from collections.abc import Iterator, Sequence
+from itertools import chain
 from typing import Any
 
 import pyarrow as pa
@@ -37,7 +38,11 @@ def open_parquet(source: Any) -> Any:
 def parquet_batches(file: Any, columns: Sequence[str], start: int, stop: int) -> Iterator[pa.RecordBatch]:
     """Yield rows start to stop of an open Parquet file, touching only the row groups that overlap them."""
     groups, first = overlapping_groups(file.metadata, start, stop)
-    batches = file.iter_batches(batch_size=_BATCH_ROWS, row_groups=groups, columns=list(columns), use_threads=False)
+    # Each by itself: a batch over two of them cannot have a dictionary inside of a list or a struct.
+    batches = chain.from_iterable(
+        file.iter_batches(batch_size=_BATCH_ROWS, row_groups=[group], columns=list(columns), use_threads=False)
+        for group in groups
+    )
     return _cut(batches, start - first, stop - first)
 
 

@@ -14,7 +14,9 @@ from pyarrow import fs
 from gptj_batch.errors import ConfigError, InputError
 
 _BUCKETS = ("s3", "gs")
+_HUB = "hf"
 _WILDCARD = re.compile(r"[*?\[]")
+_DEFAULT_PARTITION = "__HIVE_DEFAULT_PARTITION__"
 _URI = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
 
 
@@ -34,27 +36,37 @@ class Place:
 
 @dataclass(frozen=True)
 class FoundFile:
-    """A file that `input.path` leads to; `named` when the user wrote its whole name."""
+    """A file that `input.path` leads to; `named` when the user wrote its whole name.
+
+    partition: what the folders below the path that was given say, as in `year=2024/`; None for the default partition
+    version: what tells one content from another where the file system knows no time of change
+    """
 
     path: str
     size_bytes: int
     mtime_ns: int
     named: bool
+    partition: tuple[tuple[str, str | None], ...] = ()
+    version: str = ""
 
 
 def locate(path: str) -> Place:
     """Return where `path` points; in a URI "?" begins the file system's options, it is no wildcard there.
 
-    Raises ConfigError for a scheme that is not read (http among them), InputError for a bucket that cannot be reached.
+    hf:// is the Hugging Face hub's, as huggingface_hub reads it. Raises ConfigError for a scheme that is not read (http
+    among them), InputError for a bucket that cannot be reached.
     """
     if not _URI.match(path):
         return Place(fs.LocalFileSystem(), Path(path).expanduser().absolute().as_posix())
     uri = urlsplit(path)
     if uri.scheme == "file":
         return Place(fs.LocalFileSystem(), unquote(uri.path))
+    if uri.scheme == _HUB:
+        return Place(hub_files(), path.removeprefix("hf://").rstrip("/"), "hf://")
     if uri.scheme not in _BUCKETS:
         raise ConfigError(
-            f"input.path: {uri.scheme}:// is not read; local paths, s3:// and gs:// are. Copy the files to one of these"
+            f"input.path: {uri.scheme}:// is not read; local paths, s3://, gs:// and hf:// are. Copy the files to one "
+            "of these"
         )
     # Only the bucket goes through pyarrow's URI parser: keys may hold spaces, '#' and wildcards.
     key, _, query = path.removeprefix(f"{uri.scheme}://{uri.netloc}").partition("?")
@@ -66,11 +78,18 @@ def locate(path: str) -> Place:
     return Place(filesystem, f"{bucket}{key}".rstrip("/"), f"{uri.scheme}://", suffix)
 
 
+def hub_files() -> Any:
+    """Return the Hugging Face hub as a file system."""
+    from huggingface_hub import HfFileSystem  # a client of the network, loaded only where it is needed
+
+    return fs.PyFileSystem(fs.FSSpecHandler(HfFileSystem()))
+
+
 def find_files(paths: str | Sequence[str]) -> list[FoundFile]:
     """Return every file that `paths` lead to, once, sorted by path.
 
     Folders are read with their subfolders; names that begin with "_" or "." are left out, as Parquet readers do.
-    Raises InputError where a path leads to nothing, ConfigError for hive partitions (`key=value` folders).
+    Raises InputError where a path leads to nothing.
     """
     found: dict[str, FoundFile] = {}
     for path in [paths] if isinstance(paths, str) else paths:
@@ -82,7 +101,8 @@ def find_files(paths: str | Sequence[str]) -> list[FoundFile]:
         if not matches:
             raise InputError(
                 f'input.path: nothing matches "{path}" (looked for {place.public(place.path)}; names that begin '
-                'with "_" or "." are left out). Check the path, and that every machine sees it'
+                'with "_" or "." are left out). Check the path, and that every machine sees it; the name '
+                "of a dataset needs input.format=huggingface"
             )
         for file in matches:
             found.setdefault(file.path, file)
@@ -101,8 +121,9 @@ def _find(place: Place) -> Iterator[FoundFile]:
 
 def _files_of(place: Place, info: Any, named: bool, root: str) -> Iterator[FoundFile]:
     if info.type == fs.FileType.File:
-        _refuse_partitions(info.path, root)
-        yield FoundFile(place.public(info.path), info.size, info.mtime_ns or 0, named)
+        partition = _partition(info.path, root)
+        version = "" if info.mtime_ns else _version(place.filesystem, info.path)
+        yield FoundFile(place.public(info.path), info.size, info.mtime_ns or 0, named, partition, version)
     elif info.type == fs.FileType.Directory:
         inside = place.filesystem.get_file_info(fs.FileSelector(info.path, recursive=True))
         _refuse_unfinished(place, {entry.path for entry in inside})
@@ -146,13 +167,20 @@ def _is_hidden(path: str, root: str) -> bool:
     return any(part[0] in "_." for part in _below(path, root))
 
 
-def _refuse_partitions(path: str, root: str) -> None:
-    folders = _below(path, root)[:-1]
-    if partition := next((folder for folder in folders if "=" in folder.lstrip("=")), None):
-        raise ConfigError(
-            f'input.path: "{partition}" in {path} is a hive partition; partition columns are not in this version. '
-            "Name one partition's folder (its column is then left out), or write the files without partitions"
-        )
+def _partition(path: str, root: str) -> tuple[tuple[str, str | None], ...]:
+    """Return what the folders between `root` and a file say of its rows, `key=value` each; values may be escaped."""
+    pairs = (folder.partition("=") for folder in _below(path, root)[:-1] if "=" in folder.lstrip("="))
+    # A folder inside that says the same name again says it last.
+    values = {unquote(key): None if value == _DEFAULT_PARTITION else unquote(value) for key, _, value in pairs}
+    return tuple(values.items())
+
+
+def _version(filesystem: Any, path: str) -> str:
+    """Return what a file system behind fsspec calls the content of a file."""
+    if not isinstance(filesystem, fs.PyFileSystem):
+        return ""
+    info = filesystem.handler.fs.info(path)
+    return str(next((info[name] for name in ("blob_id", "etag", "ETag", "md5Hash") if info.get(name)), ""))
 
 
 def _refuse_unfinished(place: Place, inside: set[str]) -> None:

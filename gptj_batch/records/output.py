@@ -15,7 +15,7 @@ import pyarrow as pa
 from gptj_batch.errors import ConfigError, OutputError, shorten
 
 _URI = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
-_PART = re.compile(r"part-\d{5,}\.parquet")
+_PART = re.compile(r"part-\d{5,}(-\d+)?\.(parquet|arrow|jsonl(\.(gz|zst))?)")
 _UNIT = re.compile(r"unit-(\d{8,})\.parquet")
 
 
@@ -56,6 +56,19 @@ class OutputFolder:
         return self.private / "plan.json"
 
     @property
+    def generation_file(self) -> Path:
+        """Return the file that says how often the output was overwritten; absent for never."""
+        return self.private / "generation"
+
+    @property
+    def generation(self) -> int:
+        """Return how often the output was overwritten: the names of its parts tell it from what stood there before."""
+        try:
+            return int(self.generation_file.read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return 0
+
+    @property
     def success(self) -> Path:
         """Return the file that stands there when, and only when, the run is complete."""
         return self.root / "_SUCCESS"
@@ -64,17 +77,31 @@ class OutputFolder:
         """Return the file of one unit."""
         return self.units / f"unit-{index:08d}.parquet"
 
-    def part(self, index: int, num_parts: int) -> Path:
-        """Return the file of one part; the order of names is the order of parts, however many there are."""
-        return self.root / f"part-{index:0{max(5, len(str(num_parts - 1)))}d}.parquet"
+    def part(self, index: int, max_parts: int, ending: str = ".parquet", partition: str = "") -> Path:
+        """Return the file of one part; the order of names is the order of parts, however many there are.
+
+        partition: the part's folder below the output, as `partitions.split` names it
+        """
+        suffix = f"-{self.generation}" if self.generation else ""
+        return self.root / partition / f"part-{index:0{max(5, len(str(max_parts - 1)))}d}{suffix}{ending}"
 
     def unit_indices(self) -> list[int]:
         """Return the numbers of the finished units, from one listing of names."""
         return sorted(int(match[1]) for name in _names(self.units) if (match := _UNIT.fullmatch(name)))
 
     def parts(self) -> list[Path]:
-        """Return the parts that are there, in order."""
-        return [self.root / name for name in sorted(_names(self.root)) if _PART.fullmatch(name)]
+        """Return the parts that are there, in order, those in the folders of partitions last."""
+        return [part for folder in (self.root, *self.partitions()) for part in _parts_in(folder)]
+
+    def partitions(self) -> list[Path]:
+        """Return the folders of partitions, `column=value`, each before those inside it."""
+        return list(_partitions_below(self.root))
+
+    def remove_empty_partitions(self) -> None:
+        """Remove the folders of partitions that hold nothing."""
+        for path in reversed(self.partitions()):
+            with suppress(OSError):
+                path.rmdir()
 
     @contextmanager
     def whole_file(self, final: Path) -> Iterator[Path]:
@@ -104,6 +131,18 @@ def _names(folder: Path) -> list[str]:
         return [entry.name for entry in os.scandir(folder)]
     except (FileNotFoundError, NotADirectoryError):
         return []
+
+
+def _parts_in(folder: Path) -> list[Path]:
+    return [folder / name for name in sorted(_names(folder)) if _PART.fullmatch(name)]
+
+
+def _partitions_below(folder: Path) -> Iterator[Path]:
+    for name in sorted(_names(folder)):
+        path = folder / name
+        if "=" in name and name[0] not in "._" and path.is_dir() and not path.is_symlink():
+            yield path
+            yield from _partitions_below(path)
 
 
 def _sync(path: Path) -> None:

@@ -7,14 +7,18 @@ from itertools import accumulate
 
 import pyarrow as pa
 
-from gptj_batch.records.footers import FileFormat, InputFiles
+from gptj_batch.errors import InputError
+from gptj_batch.records.footers import InputFile, InputFiles
+from gptj_batch.records.formats import FileFormat
+from gptj_batch.records.marks import Marks
 
 
 @dataclass(frozen=True)
 class Unit:
     """Rows start to stop (exclusive) of one file; `file_rows` and `file_bytes` are what it had when it was planned.
 
-    `schema` is the whole run's, which the rows are read as.
+    schema: the whole run's, which the rows are read as    partition: the columns that the file's folders say
+    mark: of a file of text, a row at or before the first one and where it begins    header: of CSV, its column names
     """
 
     index: int
@@ -25,11 +29,34 @@ class Unit:
     file_rows: int
     file_bytes: int
     schema: pa.Schema = field(repr=False, compare=False)
+    partition: tuple[tuple[str, str | None], ...] = ()
+    mark: tuple[int, int] = (0, 0)
+    header: tuple[str, ...] = ()
 
     @property
     def num_rows(self) -> int:
         """Return how many rows the unit has."""
         return self.stop - self.start
+
+    def changed(self, how: str) -> InputError:
+        """Return the error for a file that is not what was planned."""
+        return InputError(
+            f"{self.path}: the file changed since it was planned ({how}). Put the old file back, or run the job on "
+            "another output.path"
+        )
+
+
+@dataclass(frozen=True)
+class PlannedFile:
+    """A file, as its units need to know it."""
+
+    path: str
+    format: FileFormat
+    num_rows: int
+    size_bytes: int
+    partition: tuple[tuple[str, str | None], ...]
+    marks: Marks | None
+    header: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -39,7 +66,7 @@ class UnitPlan:
     taken_rows: how many of each file's rows are read, fewer than it has where a limit cuts
     """
 
-    files: tuple[tuple[str, FileFormat, int, int], ...]  # path, format, rows, bytes
+    files: tuple[PlannedFile, ...]
     taken_rows: tuple[int, ...]
     max_rows_per_unit: int
     schema: pa.Schema = field(repr=False)
@@ -63,11 +90,24 @@ class UnitPlan:
     def unit(self, index: int) -> Unit:
         """Return unit number `index`."""
         assert 0 <= index < self.num_units, f"unit {index} of {self.num_units}"
-        file = min(bisect_right(self._first_units, index) - 1, len(self.files) - 1)
-        path, file_format, file_rows, file_bytes = self.files[file]
-        start = (index - self._first_units[file]) * self.max_rows_per_unit
-        stop = min(start + self.max_rows_per_unit, self.taken_rows[file])
-        return Unit(index, path, file_format, start, stop, file_rows, file_bytes, self.schema)
+        place = min(bisect_right(self._first_units, index) - 1, len(self.files) - 1)
+        file = self.files[place]
+        start = (index - self._first_units[place]) * self.max_rows_per_unit
+        stop = min(start + self.max_rows_per_unit, self.taken_rows[place])
+        mark = file.marks.before(start) if file.marks is not None and start < stop else (0, 0)
+        return Unit(
+            index,
+            file.path,
+            file.format,
+            start,
+            stop,
+            file.num_rows,
+            file.size_bytes,
+            self.schema,
+            partition=file.partition,
+            mark=mark,
+            header=file.header,
+        )
 
 
 def plan_units(inputs: InputFiles, max_rows_per_unit: int, limit: int | None = None) -> UnitPlan:
@@ -79,5 +119,10 @@ def plan_units(inputs: InputFiles, max_rows_per_unit: int, limit: int | None = N
     for file in inputs.files:
         taken.append(min(file.num_rows, left))
         left -= taken[-1]
-    files = tuple((file.path, file.format, file.num_rows, file.size_bytes) for file in inputs.files)
+    files = tuple(_planned(file, rows, max_rows_per_unit) for file, rows in zip(inputs.files, taken, strict=True))
     return UnitPlan(files, tuple(taken), max_rows_per_unit, inputs.schema)
+
+
+def _planned(file: InputFile, taken_rows: int, max_rows_per_unit: int) -> PlannedFile:
+    marks = file.marks.thinned(max_rows_per_unit, taken_rows) if file.marks is not None else None
+    return PlannedFile(file.path, file.format, file.num_rows, file.size_bytes, file.partition, marks, file.header)

@@ -2,7 +2,7 @@
 
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -39,8 +39,9 @@ def contents(output: str | Path) -> Literal["nothing", "ours", "foreign"]:
     if folder.root.exists() and not folder.root.is_dir():
         return "foreign"
     is_private = folder.private.is_dir() and not folder.private.is_symlink()
-    # A lease alone is no output: a run takes it before it begins.
-    if is_private and any(not is_lease(path.name) for path in _entries(folder.private)):
+    inside = _entries(folder.private) if is_private else []
+    # A lease alone is no output: a run takes it before it begins. An empty folder is what is left of one.
+    if is_private and (not inside or any(not is_lease(path.name) for path in inside)):
         return "ours"
     try:
         names = [path.name for path in folder.root.iterdir() if not (is_private and path == folder.private)]
@@ -66,8 +67,13 @@ def clean(output: str | Path) -> None:
     doomed = [folder.success, *folder.parts(), folder.units, folder.staging]
     inside = _entries(folder.private)
     doomed += [path for path in inside if path not in (*doomed, folder.plan) and not is_lease(path.name)]
-    doomed += [folder.plan, *([] if any(is_lease(path.name) for path in inside) else [folder.private])]
-    for path in doomed:
+    _remove_all(doomed)
+    folder.remove_empty_partitions()
+    _remove_all([folder.plan, *([] if any(is_lease(path.name) for path in inside) else [folder.private])])
+
+
+def _remove_all(paths: Iterable[Path]) -> None:
+    for path in paths:
         try:
             _remove(path)
         except OSError as error:

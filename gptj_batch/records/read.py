@@ -1,45 +1,60 @@
 """Reading the input: which files there are, and the rows of one unit as a table."""
 
-from collections.abc import Sequence
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
-from pathlib import PurePosixPath
 from typing import Any, Literal
 
 import pyarrow as pa
 
-from gptj_batch.errors import ConfigError, InputError, shorten
-from gptj_batch.records.batches import arrow_batches, damaged_chunk, open_parquet, open_source, parquet_batches
-from gptj_batch.records.footers import BadFile, FileFormat, InputFile, InputFiles, agreed_schema, inspect_files
-from gptj_batch.records.locate import FoundFile, find_files
+from gptj_batch.errors import InputError, shorten
+from gptj_batch.records.batches import (
+    arrow_batches,
+    damaged_chunk,
+    open_arrow,
+    open_parquet,
+    open_source,
+    parquet_batches,
+)
+from gptj_batch.records.footers import BadFile, InputFile, InputFiles, inspect_files
+from gptj_batch.records.formats import with_formats
+from gptj_batch.records.huggingface import dataset_files
+from gptj_batch.records.locate import find_files
+from gptj_batch.records.merge import conform, merge_schemas
 from gptj_batch.records.plan import Unit, UnitPlan, plan_units
+from gptj_batch.records.read_text import read_text
 from gptj_batch.records.schema import one_dictionary, select_columns
 
 __all__ = ["BadFile", "InputFile", "InputFiles", "Unit", "UnitPlan", "list_files", "plan_units", "read_unit"]
 
-_FORMATS: dict[str, FileFormat] = {"parquet": "parquet", "arrow": "arrow"}
-_ENDINGS: dict[str, FileFormat] = {
-    ".parquet": "parquet", ".pq": "parquet", ".parq": "parquet",
-    ".arrow": "arrow", ".arrows": "arrow", ".ipc": "arrow", ".feather": "arrow",
-}  # fmt: skip
-_LATER_ENDINGS = (".jsonl", ".ndjson", ".csv", ".tsv", ".jsonl.gz", ".csv.gz", ".jsonl.zst", ".csv.zst")
-_LATER_FORMATS = ("jsonl", "csv", "huggingface")
 _MAX_FILES_SHOWN = 5
 
 
 def list_files(
-    path: str | Sequence[str], file_format: str = "auto", on_bad_file: Literal["fail", "skip"] = "fail"
+    path: str | Sequence[str],
+    file_format: str = "auto",
+    on_bad_file: Literal["fail", "skip"] = "fail",
+    subset: str | None = None,
+    split: str | None = None,
 ) -> InputFiles:
-    """Find the files that `path` leads to, read their footers and check that they agree on their columns.
+    """Find the files that `path` leads to, read what they say of themselves, and merge their columns.
+
+    subset, split: of datasets, see `huggingface`
 
     Raises ConfigError for what this version does not read. Raises InputError, naming files, where nothing matches, two
     files disagree, or one cannot be read (with "skip": none can be read).
     """
-    answers = inspect_files(_with_formats(find_files(path), file_format))
-    good = [file for file in answers if isinstance(file, InputFile)]
+    paths = dataset_files([path] if isinstance(path, str) else path, file_format, subset, split)
+    answers = inspect_files(with_formats(find_files(paths), file_format))
+    good = _with_partitions([file for file in answers if isinstance(file, InputFile)])
     bad = tuple(file for file in answers if isinstance(file, BadFile))
     if bad and (on_bad_file == "fail" or not good):
         raise InputError(_bad_files(bad, len(answers)))
-    schema = agreed_schema(good)
+    schema = merge_schemas(good)
+    if not schema.names:
+        raise InputError(
+            f"input.path: {good[0].path} and all other files have no columns; check that they are the input"
+        )
     return InputFiles(tuple(replace(file, schema=schema) for file in good), bad, schema)
 
 
@@ -52,38 +67,25 @@ def _bad_files(bad: Sequence[BadFile], num_files: int) -> str:
     )
 
 
-def _with_formats(files: Sequence[FoundFile], file_format: str) -> list[tuple[FoundFile, FileFormat]]:
-    if file_format in _LATER_FORMATS:
-        raise ConfigError(f"input.format: {file_format} is not in this version, parquet and arrow are")
-    if given := _FORMATS.get(file_format):
-        return [(file, given) for file in files]
-    if file_format != "auto":
-        raise ConfigError(f'input.format: "{shorten(file_format)}" is not known; auto, parquet and arrow are')
-    pairs = [(file, _format_by_ending(file)) for file in files]
-    known = [(file, kind) for file, kind in pairs if kind is not None]
-    if not known:
-        names = ", ".join(shorten(PurePosixPath(file.path).name) for file in files[:_MAX_FILES_SHOWN])
-        raise InputError(
-            f"input.path: no file ends as Parquet or Arrow files do ({', '.join(_ENDINGS)}); it leads to {names}. "
-            "Set input.format where the files have other names"
-        )
-    return known
+def _with_partitions(files: Sequence[InputFile]) -> list[InputFile]:
+    """Add the partitions' columns to the files' own, typed as pyarrow.dataset does: int32 if all are, else text."""
+    values: dict[str, list[str]] = {}
+    for file in files:
+        for name, value in file.partition:
+            values.setdefault(name, []).extend([] if value is None else [value])
+    kinds = {name: pa.int32() if seen and all(map(_is_int32, seen)) else pa.string() for name, seen in values.items()}
+    return [
+        replace(file, schema=_extended(file.schema, [pa.field(name, kinds[name]) for name, _ in file.partition]))
+        for file in files
+    ]
 
 
-def _format_by_ending(file: FoundFile) -> FileFormat | None:
-    """Return the format that a name's ending says; None for other files of a folder, such as a README."""
-    name = PurePosixPath(file.path.partition("?")[0] if "://" in file.path else file.path).name.lower()
-    if name.endswith(_LATER_ENDINGS):
-        raise ConfigError(
-            f"input.path: {file.path}: this format is not in this version, parquet and arrow are. Convert the file, or "
-            "name the others with a glob such as data/*.parquet"
-        )
-    kind = _ENDINGS.get(PurePosixPath(name).suffix)
-    if kind is None and file.named:
-        raise ConfigError(
-            f"input.format: the ending of {file.path} names no format; set input.format to parquet or arrow"
-        )
-    return kind
+def _is_int32(value: str) -> bool:
+    return bool(re.fullmatch("-?[0-9]{1,10}", value)) and -(2**31) <= int(value) < 2**31
+
+
+def _extended(schema: pa.Schema, fields: Sequence[pa.Field]) -> pa.Schema:
+    return pa.schema([*schema, *fields], metadata=schema.metadata) if fields else schema
 
 
 def read_unit(unit: Unit, columns: Sequence[str] | None = None) -> pa.Table:
@@ -95,31 +97,52 @@ def read_unit(unit: Unit, columns: Sequence[str] | None = None) -> pa.Table:
     schema = select_columns(unit.schema, columns)
     if not unit.num_rows:
         return schema.empty_table()
-    read = _parquet_batches if unit.format == "parquet" else _arrow_batches
     try:
-        with open_source(unit.path, unit.format) as source:
-            if source.size() != unit.file_bytes:
-                raise _changed(unit, f"{unit.file_bytes} bytes then, {source.size()} now")
-            table = _table(read(source, unit, schema.names), schema)
+        found = _rows(unit, schema)
+        if found.num_rows != unit.num_rows:
+            raise unit.changed(f"{unit.num_rows} rows planned, {found.num_rows} found")
+        return _table(found, dict(unit.partition), schema)
     except (OSError, pa.ArrowException, KeyError, ValueError) as error:
         raise _unreadable(unit, error) from error
-    if table.num_rows != unit.num_rows:
-        raise _changed(unit, f"{unit.num_rows} rows planned, {table.num_rows} found")
-    return table
 
 
-def _parquet_batches(source: Any, unit: Unit, names: Sequence[str]) -> list[pa.RecordBatch]:
+def _rows(unit: Unit, schema: pa.Schema) -> pa.Table:
+    """Return a unit's rows, of the columns that its file has."""
+    if unit.format in ("jsonl", "csv"):
+        return read_text(unit, schema)
+    read = _parquet_batches if unit.format == "parquet" else _arrow_batches
+    with open_source(unit.path, unit.format) as source:
+        if source.size() != unit.file_bytes:
+            raise unit.changed(f"{unit.file_bytes} bytes then, {source.size()} now")
+        return read(source, unit, schema.names)
+
+
+def _parquet_batches(source: Any, unit: Unit, names: Sequence[str]) -> pa.Table:
     with open_parquet(source) as file:
         if file.metadata.num_rows != unit.file_rows:
-            raise _changed(unit, f"{unit.file_rows} rows then, {file.metadata.num_rows} now")
+            raise unit.changed(f"{unit.file_rows} rows then, {file.metadata.num_rows} now")
+        names = _own(file.schema_arrow.names, names)
         try:
-            return list(parquet_batches(file, names, unit.start, unit.stop))
+            return _joined(parquet_batches(file, names, unit.start, unit.stop), unit)
         except (OSError, pa.ArrowException) as error:
             raise _unreadable(unit, error, damaged_chunk(file, names, unit.start, unit.stop)) from error
 
 
-def _arrow_batches(source: Any, unit: Unit, names: Sequence[str]) -> list[pa.RecordBatch]:
-    return list(arrow_batches(source, names, unit.start, unit.stop))
+def _arrow_batches(source: Any, unit: Unit, names: Sequence[str]) -> pa.Table:
+    names = _own(open_arrow(source).schema.names, names)
+    return _joined(arrow_batches(source, names, unit.start, unit.stop), unit)
+
+
+def _own(names: Sequence[str], wanted: Sequence[str]) -> list[str]:
+    """Return the file's columns that are wanted; of none the first, since a table without columns has no rows."""
+    return [name for name in names if name in set(wanted)] or list(names[:1])
+
+
+def _joined(batches: Iterable[pa.RecordBatch], unit: Unit) -> pa.Table:
+    found = list(batches)
+    if not found:
+        raise unit.changed(f"{unit.num_rows} rows planned, 0 found")
+    return pa.Table.from_batches(found)
 
 
 def _unreadable(unit: Unit, error: Exception, where: str = "") -> InputError:
@@ -130,19 +153,23 @@ def _unreadable(unit: Unit, error: Exception, where: str = "") -> InputError:
     )
 
 
-def _changed(unit: Unit, how: str) -> InputError:
-    return InputError(
-        f"{unit.path}: the file changed since it was planned ({how}). Put the old file back, or run the job on another "
-        "output.path"
-    )
+def _conform(column: pa.ChunkedArray, field: pa.Field) -> pa.ChunkedArray:
+    try:
+        return conform(column, field.type)
+    except ValueError as error:
+        raise ValueError(f'column "{shorten(field.name, 40)}": {error}') from None
 
 
-def _table(batches: Sequence[pa.RecordBatch], schema: pa.Schema) -> pa.Table:
-    """Make one table with exactly `schema`, whatever the file's order of columns and its metadata."""
-    if not batches:
-        return schema.empty_table()
-    table = pa.Table.from_batches(batches)
-    columns = [table.column(field.name).cast(field.type) for field in schema]
+def _table(rows: pa.Table, partition: Mapping[str, str | None], schema: pa.Schema) -> pa.Table:
+    """Make one table with exactly `schema`, whatever the file's columns, their order, their types and its metadata."""
+    columns = []
+    for field in schema:
+        if field.name in rows.column_names:
+            columns.append(_conform(rows.column(field.name), field))
+        else:
+            value = partition.get(field.name)
+            same = pa.nulls(rows.num_rows, field.type) if value is None else pa.repeat(value, rows.num_rows)
+            columns.append(pa.chunked_array([same]).cast(field.type))
     table = pa.Table.from_arrays(columns, schema=schema)
     unified = one_dictionary(table)
     return table if unified is None else unified

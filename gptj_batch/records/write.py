@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -34,9 +35,9 @@ def write_unit(
     return final
 
 
-def parquet_writer(path: Path, schema: pa.Schema, compression: str) -> pq.ParquetWriter:
-    """Return a writer whose pages carry checksums, without which a flipped bit reads as good data."""
-    return pq.ParquetWriter(path, schema, compression=compression, write_page_checksum=True)
+def parquet_writer(sink: Any, schema: pa.Schema, compression: str) -> pq.ParquetWriter:
+    """Return a writer to a path or file whose pages carry checksums, without which a flipped bit reads as good data."""
+    return pq.ParquetWriter(sink, schema, compression=compression, write_page_checksum=True)
 
 
 def row_groups(table: pa.Table) -> Iterator[pa.Table]:

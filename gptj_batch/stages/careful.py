@@ -8,13 +8,14 @@ its error. For a unit of n rows this takes at most log2(n) + 2 restarts. What ha
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 from uuid import uuid4
 
 from gptj_batch.backends.base import Backend, Stepping
 from gptj_batch.errors import BackendError, GPTJBatchError, shorten
 from gptj_batch.records.attempts import ENDINGS_OF_A_DEADLY_ROW, Attempts, History, Piece
 from gptj_batch.requests import AnyRequest
-from gptj_batch.results import AnyResult, Failed
+from gptj_batch.results import Failed
 from gptj_batch.stages.turns import Turns
 from gptj_batch.stages.watchdog import Watchdog
 
@@ -23,8 +24,8 @@ MAX_DEADLY_WITHOUT_SUCCESS = 3
 
 Rows = Sequence[Sequence[AnyRequest]]
 """The requests of each row."""
-Answers = list[list[AnyResult]]
-"""The results of each row; of one that was left out a single `Failed`."""
+Answers = list[list[Any]]
+"""What was returned for each row's requests; of a row that was left out a single `Failed`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,10 +41,18 @@ class CarefulRunner:
     """Run units' rows on a backend; called from several threads at once.
 
     end_process: takes the place of the process' end in tests
+    run: what answers requests by the backend, one answer each; its own `run` if nothing else does
     """
 
-    def __init__(self, backend: Backend, care: RowCare, end_process: Callable[[], None] | None = None) -> None:
+    def __init__(
+        self,
+        backend: Backend,
+        care: RowCare,
+        end_process: Callable[[], None] | None = None,
+        run: Callable[[Sequence[AnyRequest]], Sequence[Any]] | None = None,
+    ) -> None:
         self._backend = backend
+        self._answer = backend.run if run is None else run
         self._care = care
         self._attempts = care.attempts
         self._end_process = end_process
@@ -108,11 +117,11 @@ class CarefulRunner:
     def _run(self, unit: int, rows: Rows, piece: Piece, history: History) -> Answers:
         requests = [request for row in rows for request in row]
         if self._watchdog is None:
-            results = iter(self._backend.run(requests))
+            results = iter(self._answer(requests))
         else:
             how = f"nothing got done within errors.row_timeout_s ({self._care.row_timeout_s:g} s)"
             with self._watchdog.watched(len(rows), lambda: self._note_ending(unit, piece, history, how)):
-                results = iter(self._backend.run(requests))
+                results = iter(self._answer(requests))
         return [[next(results) for _ in row] for row in rows]
 
     def _note_ending(self, unit: int, piece: Piece, history: History, how: str) -> History:

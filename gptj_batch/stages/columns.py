@@ -15,6 +15,7 @@ NOTES = PREFIX + "notes"
 ERROR = PREFIX + "error"
 RAW = PREFIX + "raw"
 NUM_GENERATED_TOKENS = PREFIX + "num_generated_tokens"
+IS_DUPLICATE = PREFIX + "is_duplicate"
 
 # The schema metadata key under which the replica says what it computed with.
 BACKEND_FACTS = b"gptj_batch_backend"

@@ -31,20 +31,20 @@ class ReadStage:
         unit = self._plan.unit(int(self._pending[place]))
         records = read_unit(unit, self._columns)
         numbers = pa.array([unit.index] * records.num_rows, type=pa.int64())
-        return with_column(
-            with_column(records, KEY, row_keys(records, unit.path, unit.start, self._key)), UNIT, numbers
-        )
+        # The file's name without its folder, so that moving a dataset changes no sample.
+        keys = row_keys(records, self._key, PurePosixPath(unit.path).name, unit.start)
+        return with_column(with_column(records, KEY, keys), UNIT, numbers)
 
 
-def row_keys(records: pa.Table, path: str, start: int, column: str | None) -> pa.Array:
-    """Return what names each row, and its samples are drawn by: its value in `column`, else file and row number.
-
-    start: the place of the first record in the file    column: may hold nulls, and values that cannot be read
-    """
-    # The file's name without its folder, so that moving a dataset changes no sample.
-    name = PurePosixPath(path).name
+def row_keys(records: pa.Table, key: str | None, name: str, start: int) -> pa.Array:
+    """Return what names each row: its value in the column `key`, or where there is none `name` and its number."""
     keys = [f"{name}:{row}" for row in range(start, start + records.num_rows)]
-    if column is not None:
-        values = (None if isinstance(row, RecordError) else row[column] for row in records_of(records, [column]))
-        keys = [key if value is None else str(value) or key for value, key in zip(values, keys, strict=True)]
+    if key is not None:
+        keys = [own or number for own, number in zip(own_keys(records, key), keys, strict=True)]
     return pa.array(keys, type=pa.string())
+
+
+def own_keys(records: pa.Table, key: str) -> list[str | None]:
+    """Return each row's value in the column `key`; None where it is null or cannot be read."""
+    rows = records_of(records, [key])
+    return [None if isinstance(row, RecordError) or row[key] is None else str(row[key]) for row in rows]

@@ -13,6 +13,7 @@ from gptj_batch.records.read import UnitPlan
 from gptj_batch.records.write import write_unit
 from gptj_batch.stages.columns import (
     BACKEND_FACTS,
+    IS_DUPLICATE,
     NUM_DROPPED_TOKENS,
     NUM_GENERATED_TOKENS,
     NUM_PROMPT_TOKENS,
@@ -26,6 +27,7 @@ COUNTS = pa.schema(
         ("rows", pa.int64()),
         ("failed", pa.int64()),
         ("truncated", pa.int64()),
+        ("duplicates", pa.int64()),
         ("prompt_tokens", pa.int64()),
         ("generated_tokens", pa.int64()),
         ("backend", pa.string()),
@@ -40,14 +42,12 @@ class WriteStage:
         self,
         plan: UnitPlan,
         output: str,
-        compression: str,
         error_column: str,
         lineage: Mapping[str, Any],
         fence: Fence | None = None,
     ) -> None:
         self._plan = plan
         self._output = output
-        self._compression = compression
         self._error_column = error_column
         self._lineage = dict(lineage)
         self._fence = fence
@@ -67,17 +67,21 @@ class WriteStage:
         records = without_internal(table).replace_schema_metadata(metadata or None)
         if self._fence is not None:  # a worker that outlived its run must not write into the next one's output
             self._fence.check()
-        write_unit(records, self._output, unit.index, self._compression, lineage)
-        counts = {
-            "unit": unit.index,
-            "rows": table.num_rows,
-            "failed": table.num_rows - table.column(self._error_column).null_count,
-            "truncated": int(pc.sum(pc.greater(table.column(NUM_DROPPED_TOKENS), 0)).as_py() or 0),
-            "prompt_tokens": int(pc.sum(table.column(NUM_PROMPT_TOKENS)).as_py() or 0),
-            "generated_tokens": int(pc.sum(table.column(NUM_GENERATED_TOKENS)).as_py() or 0),
-            "backend": backend,
-        }
+        write_unit(records, self._output, unit.index, metadata=lineage)
+        counts = {"unit": unit.index, **counts_of(table, self._error_column), "backend": backend}
         return pa.Table.from_pylist([counts], schema=COUNTS)
+
+
+def counts_of(table: pa.Table, error_column: str) -> dict[str, int]:
+    """Return how many rows, failures, cut prompts and tokens are in a finished unit."""
+    return {
+        "rows": table.num_rows,
+        "failed": table.num_rows - table.column(error_column).null_count,
+        "truncated": int(pc.sum(pc.greater(table.column(NUM_DROPPED_TOKENS), 0)).as_py() or 0),
+        "duplicates": int(pc.sum(table.column(IS_DUPLICATE)).as_py() or 0),
+        "prompt_tokens": int(pc.sum(table.column(NUM_PROMPT_TOKENS)).as_py() or 0),
+        "generated_tokens": int(pc.sum(table.column(NUM_GENERATED_TOKENS)).as_py() or 0),
+    }
 
 
 def _only(table: pa.Table, name: str) -> int:

@@ -2,7 +2,7 @@
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import pyarrow as pa
 from pydantic import BaseModel, ConfigDict
@@ -15,7 +15,7 @@ from gptj_batch.results import AnyResult
 
 ERROR_COLUMN = "error"
 # Added columns that hold what a record says or a model answers to it: never shown in a log or a report.
-FREE_TEXT_COLUMNS = frozenset({"generated_text", "answer_text"})
+FREE_TEXT_COLUMNS = frozenset({"generated_text", "answer_text", "answers"})
 
 
 class Settings(BaseModel):
@@ -47,7 +47,7 @@ class RequestMaker(Protocol):
     """Turns one row's token ids into the engine's requests; made once per process, where the tokenizer is."""
 
     def requests(self, key: str, prompt_token_ids: Sequence[int], notes: Any = None) -> list[AnyRequest]:
-        """Return the row's requests, one or more.
+        """Return the row's requests; none where nothing needs to be asked.
 
         `key` names the row, and is what sampling draws from besides the seed.
         """
@@ -98,7 +98,7 @@ class Task(Protocol):
         ...
 
     def pack(self, results: Sequence[AnyResult]) -> Any:
-        """Return one row's results as a value of `raw_type`. No result is a `Failed`."""
+        """Return the results of a row's requests, in their order, as a value of `raw_type`. None is a `Failed`."""
         ...
 
     def columns(self, raw: Sequence[Any], notes: Sequence[Any], tokenizer: Tokenizer) -> list[pa.Array]:
@@ -106,6 +106,29 @@ class Task(Protocol):
 
         None for a failed row's raw value gives nulls.
         """
+        ...
+
+
+@runtime_checkable
+class Calibrated(Protocol):
+    """A task that wants to know something of the model before the first row."""
+
+    def baseline_requests(self, tokenizer: Tokenizer) -> list[AnyRequest]:
+        """Return what the model is asked once, by itself; nothing where the settings do not want it."""
+        ...
+
+    def with_baseline(self, results: Sequence[AnyResult], tokenizer: Tokenizer) -> Task:
+        """Return the task that knows the results of these requests. Raises BackendError where one of them failed."""
+        ...
+
+
+@runtime_checkable
+class Deduplicated(Protocol):
+    """A task that may want equal requests of several rows to be computed once."""
+
+    @property
+    def deduplicate(self) -> bool:
+        """Say whether it wants that."""
         ...
 
 

@@ -3,7 +3,10 @@
 Adds `label`, `label_score` (its probability) and `label_scores` (every label's probability, in the order of `labels`).
 The probabilities are normalised over the labels: p(label) = exp(l_label) / sum over labels of exp(l), where l is the
 log-likelihood of the label's text given the prompt, summed over its tokens or, with `likelihood: mean`, averaged.
-Nothing is generated and nothing matched.
+Nothing is generated and nothing matched. With `calibrate: content_free` they are divided by what the model gives the
+labels when the prompt asks about nothing (see `gptj_batch.tasks.calibration`), and normalised again; that is measured
+once a replica, before its first row. With `abstain_below`, `label` is null where the best probability is below it;
+`label_score` and `label_scores` still say what was found.
 """
 
 import math
@@ -13,14 +16,15 @@ from typing import Any, ClassVar, Literal, NamedTuple
 import pyarrow as pa
 from pydantic import Field, field_validator
 
-from gptj_batch.errors import ConfigError
+from gptj_batch.errors import BackendError, ConfigError
 from gptj_batch.model_folder import Head
 from gptj_batch.prompts.template import PromptTemplate
 from gptj_batch.prompts.tokenizer import Tokenizer
 from gptj_batch.prompts.truncation import TruncationSide
 from gptj_batch.requests import AnyRequest, LabelRequest
-from gptj_batch.results import AnyResult, Labelled
+from gptj_batch.results import AnyResult, Failed, Labelled
 from gptj_batch.tasks.base import Settings, column
+from gptj_batch.tasks.calibration import Calibration, content_free_prompts, log_mean_probabilities
 from gptj_batch.tasks.prompted import PromptEncoder
 
 Likelihood = Literal["sum", "mean"]
@@ -43,8 +47,14 @@ class ClassifySettings(Settings):
     """
     likelihood: Likelihood = "sum"
     """`sum`: a label's tokens together. `mean`: per token, which takes from short labels their advantage."""
+    calibrate: Calibration = "none"
+    """`content_free`: take from each label what the prompt favours it by when it asks about nothing."""
+    abstain_below: float | None = Field(default=None, ge=0.0, le=1.0)
+    """Where no label's probability is at least this, `label` is null; null always gives a label."""
     truncate: TruncationSide = "error"
-    """A prompt that does not fit: cut at its left or right end, or make it the row's error."""
+    """A prompt that does not fit: cut the record's text at its left or right end, or make it the row's error."""
+    deduplicate: bool = False
+    """Compute rows that have the same prompt once, within what a replica remembers."""
 
     @field_validator("labels", mode="before")
     @classmethod
@@ -64,10 +74,14 @@ class ClassifySettings(Settings):
 
 
 class ClassifyTask:
-    """See the module."""
+    """See the module.
 
-    def __init__(self, settings: ClassifySettings) -> None:
+    favour: how much more likely the prompt makes each label by itself, in log-likelihood; none where nothing is known
+    """
+
+    def __init__(self, settings: ClassifySettings, favour: Sequence[float] = ()) -> None:
         self.settings = settings
+        self._favour = tuple(favour)
         self._template = PromptTemplate(settings.prompt, "task.prompt")
         self.head: Head = settings.head
         self.reads = self._template.columns
@@ -98,8 +112,16 @@ class ClassifyTask:
 
     @property
     def raw_type(self) -> pa.DataType:
-        """Return the packed form: the log-likelihood of each label, or all of them off by the same number."""
+        """Return the packed form: the log-likelihood of each label, or all of them off by the same number.
+
+        What the prompt favours a label by is already taken off.
+        """
         return pa.list_(pa.float64())
+
+    @property
+    def deduplicate(self) -> bool:
+        """Say whether rows with the same prompt are computed once."""
+        return self.settings.deduplicate
 
     def prompt(self, record: Mapping[str, Any]) -> str:
         """Render the prompt. Raises RecordError."""
@@ -108,25 +130,69 @@ class ClassifyTask:
     def encoder(self, tokenizer: Tokenizer, max_context_tokens: int) -> PromptEncoder:
         """Return the encoder of prompts. Raises ConfigError where what stands behind them leaves no room."""
         reserved = self.request_maker(tokenizer).reserved_tokens
-        return PromptEncoder(self.prompt, self.settings.truncate, tokenizer, max_context_tokens, reserved)
+        encoder = PromptEncoder(self._template, self.settings.truncate, tokenizer, max_context_tokens, reserved)
+        longest = max((len(request.prompt_token_ids) for request in self.baseline_requests(tokenizer)), default=0)
+        if longest + reserved > max_context_tokens:
+            room = max_context_tokens - reserved
+            raise ConfigError(
+                f"task.calibrate: a prompt without content has {longest} tokens and {room} fit (n_positions in "
+                "config.json less the longest label); shorten task.prompt, or set it to none"
+            )
+        return encoder
 
     def request_maker(self, tokenizer: Tokenizer) -> "ClassifyRequestMaker":
         """Return the maker of requests. Raises ConfigError where a label has no tokens, or two the same."""
         return ClassifyRequestMaker(self.labels, self.label_texts, tokenizer, self.settings.likelihood)
 
+    def baseline_requests(self, tokenizer: Tokenizer) -> list[AnyRequest]:
+        """Return the prompts that ask about nothing, where these calibrate. Raises ConfigError where there are none."""
+        if self.settings.calibrate == "none":
+            return []
+        maker = self.request_maker(tokenizer)
+        prompts = content_free_prompts(self._template, tokenizer)
+        return [
+            request for number, ids in enumerate(prompts) for request in maker.requests(f"content_free#{number}", ids)
+        ]
+
+    def with_baseline(self, results: Sequence[AnyResult], tokenizer: Tokenizer) -> "ClassifyTask":
+        """Return the task that takes off what the prompt favours each label by. Raises BackendError."""
+        failed = next((result.error for result in results if isinstance(result, Failed)), None)
+        if failed is not None:
+            raise BackendError(f"task.calibrate: a prompt without content failed: {failed}; set it to none")
+        lengths = self._divisors(tokenizer)
+        rows = [
+            [logprob / length for logprob, length in zip(result.label_logprobs, lengths, strict=True)]
+            for result in results
+            if isinstance(result, Labelled)
+        ]
+        favour = [log * length for log, length in zip(log_mean_probabilities(rows), lengths, strict=True)]
+        return ClassifyTask(self.settings, favour)
+
     def pack(self, results: Sequence[AnyResult]) -> list[float]:
-        """Return one row's label log-likelihoods."""
+        """Return one row's label log-likelihoods, less what the prompt favours each label by."""
         (result,) = results
         assert isinstance(result, Labelled)
-        return list(result.label_logprobs)
+        if not self._favour:
+            return list(result.label_logprobs)
+        return [logprob - favour for logprob, favour in zip(result.label_logprobs, self._favour, strict=True)]
+
+    def _divisors(self, tokenizer: Tokenizer) -> list[int]:
+        """Return what each label's log-likelihood is divided by: the number of its tokens, or 1."""
+        if self.settings.likelihood == "sum":
+            return [1] * len(self.labels)
+        return [len(ids) for ids in tokenizer.encode_batch(list(self.label_texts))]
+
+    def _labelling(self, scores: Sequence[float]) -> "Labelling":
+        row = likeliest(self.labels, scores)
+        threshold = self.settings.abstain_below
+        is_unsure = threshold is not None and max(scores) < threshold
+        return row._replace(label=None) if is_unsure else row
 
     def columns(self, raw: Sequence[Any], notes: Sequence[Any], tokenizer: Tokenizer) -> list[pa.Array]:
         """Return the added columns."""
-        lengths = [len(ids) for ids in tokenizer.encode_batch(list(self.label_texts))]
-        if self.settings.likelihood == "sum":
-            lengths = [1] * len(lengths)
-        scores = [None if row is None else probabilities(row, lengths) for row in raw]
-        return label_columns([None if row is None else likeliest(self.labels, row) for row in scores], self.adds)
+        lengths = self._divisors(tokenizer)
+        rows = [None if row is None else self._labelling(probabilities(row, lengths)) for row in raw]
+        return label_columns(rows, self.adds)
 
 
 class ClassifyRequestMaker:
@@ -175,7 +241,7 @@ SCORE_FIELDS = (
 class Labelling(NamedTuple):
     """What one row's label columns hold."""
 
-    label: str | list[str]
+    label: str | list[str] | None
     label_score: float | None
     label_scores: list[tuple[str, float]]
 

@@ -43,7 +43,9 @@ class ClassifyHeadSettings(Settings):
     top_k: int | None = Field(default=None, ge=1)
     """Keep only so many of the likeliest labels in `label_scores`, likeliest first; null keeps all in their order."""
     truncate: TruncationSide = "error"
-    """A text that does not fit: cut at its left or right end, or make it the row's error."""
+    """A text that does not fit: cut the record's text at its left or right end, or make it the row's error."""
+    deduplicate: bool = False
+    """Compute rows that have the same text once, within what a replica remembers."""
 
 
 class ClassifyHeadTask:
@@ -82,13 +84,18 @@ class ClassifyHeadTask:
         """Return the packed form: the logit of each label."""
         return pa.list_(pa.float64())
 
+    @property
+    def deduplicate(self) -> bool:
+        """Say whether rows with the same text are computed once."""
+        return self.settings.deduplicate
+
     def prompt(self, record: Mapping[str, Any]) -> str:
         """Render the text. Raises RecordError."""
         return self._template.render(record)
 
     def encoder(self, tokenizer: Tokenizer, max_context_tokens: int) -> PromptEncoder:
         """Return the encoder of texts."""
-        return PromptEncoder(self.prompt, self.settings.truncate, tokenizer, max_context_tokens)
+        return PromptEncoder(self._template, self.settings.truncate, tokenizer, max_context_tokens)
 
     def request_maker(self, tokenizer: Tokenizer) -> "ClassifyHeadTask":
         """Return what makes requests: the task itself, since nothing needs the tokenizer."""

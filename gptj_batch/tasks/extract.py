@@ -5,30 +5,35 @@ the context can then look back at it. The null position, where "there is no answ
 the context, the colon. A context that does not fit is read in windows, each behind the whole question, that overlap by
 `stride_tokens`. `gptj_batch.tasks.spans` has the scores.
 
-Adds `answer_text`, `answer_start`, `answer_end`, `answer_score` (its probability) and `answers` (the `top_k`, likeliest
-first, without overlaps). Offsets are Python's, in characters of the rendered context, and context[start:end] is the
-text, which neither begins nor ends in white space. With `allow_no_answer`, "no answer" is one of the answers, with null
-text and offsets, at the place that its probability gives it; probabilities are the same with and without.
+`scoring: global_softmax` (the default) compares all spans of all windows: one softmax, and the `top_k` answers do not
+overlap. `scoring: pipeline` scores as transformers' question-answering pipeline did
+(`gptj_batch.tasks.pipeline_spans`); with it, what is not set is as there: 15 tokens an answer, windows of 384, answers
+aligned to words.
+
+Adds the columns of `gptj_batch.tasks.answers`, the likeliest answer first; `answer_score` is its probability. With
+`allow_no_answer`, "no answer" is one of the answers, at the place that its probability gives it; probabilities are the
+same with and without.
 """
 
 from collections.abc import Collection, Mapping, Sequence
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Final, Literal
 
 import pyarrow as pa
-from pydantic import Field
+from pydantic import Field, model_validator
 
-from gptj_batch.demo import QUESTION_ANSWERING_LAYOUT, QUESTION_ANSWERING_PREFIX
-from gptj_batch.errors import ConfigError, RecordError
+from gptj_batch.errors import RecordError
 from gptj_batch.model_folder import Head
 from gptj_batch.prompts.template import PromptTemplate
 from gptj_batch.prompts.tokenizer import Tokenizer
 from gptj_batch.requests import AnyRequest, SpanRequest
 from gptj_batch.results import AnyResult, SpanLogits
-from gptj_batch.tasks.base import Encoded, Settings, column
-from gptj_batch.tasks.prompted import rendered
-from gptj_batch.tasks.spans import SpanScores, Window, windows
+from gptj_batch.tasks.answers import ANSWER_SCHEMA, EMPTY_CONTEXT, Answer, answer_columns, no_answer, span_answer
+from gptj_batch.tasks.base import Settings
+from gptj_batch.tasks.extract_windows import ExtractEncoder
+from gptj_batch.tasks.pipeline_spans import PipelineScores
+from gptj_batch.tasks.spans import SpanScores, Window
 
-MAX_OVERLAP_TOKENS = 128
+PIPELINE_DEFAULTS: Final = {"max_answer_tokens": 15, "window_tokens": 384, "align_to_words": True}
 
 
 class ExtractSettings(Settings):
@@ -52,6 +57,19 @@ class ExtractSettings(Settings):
     """The length of `answers`."""
     allow_no_answer: bool = False
     """Answer null where "no answer" is likelier than every span; else always the best span."""
+    scoring: Literal["global_softmax", "pipeline"] = "global_softmax"
+    """`pipeline`: the scores, and unless they are set the sizes, of transformers' question-answering pipeline."""
+    window_tokens: int | None = Field(default=None, ge=1)
+    """The most tokens of a window, the question's included; null, or more than it has, is the model's context."""
+    align_to_words: bool = False
+    """Extend an answer to whole words as the tokenizer knows them; does harm where words stand without spaces."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _as_the_pipeline(cls, values: Any) -> Any:
+        """Fill in the pipeline's own defaults, so that a job that is written out says what it did."""
+        is_pipeline = isinstance(values, dict) and values.get("scoring") == "pipeline"
+        return {**PIPELINE_DEFAULTS, **values} if is_pipeline else values
 
 
 class ExtractTask:
@@ -80,10 +98,7 @@ class ExtractTask:
     @property
     def adds(self) -> pa.Schema:
         """Return the columns that the task adds."""
-        answer = [("text", pa.string()), ("start", pa.int64()), ("end", pa.int64()), ("score", pa.float64())]
-        return pa.schema(
-            [*((f"answer_{name}", type_) for name, type_ in answer), ("answers", pa.list_(pa.struct(answer)))]
-        )
+        return ANSWER_SCHEMA
 
     @property
     def raw_type(self) -> pa.DataType:
@@ -115,7 +130,7 @@ class ExtractTask:
         if not question.strip():
             raise RecordError("the question is empty")
         if not context.strip() and not self.settings.allow_no_answer:
-            raise RecordError("the context is empty and holds no answer; allow_no_answer makes that a null answer")
+            raise RecordError(EMPTY_CONTEXT)
         return question, context
 
     def encoder(self, tokenizer: Tokenizer, max_context_tokens: int) -> "ExtractEncoder":
@@ -146,92 +161,29 @@ class ExtractTask:
 
     def columns(self, raw: Sequence[Any], notes: Sequence[Any], tokenizer: Tokenizer) -> list[pa.Array]:
         """Return the added columns."""
-        rows = [None if row is None else self._answers(row, note) for row, note in zip(raw, notes, strict=True)]
-        by_name: dict[str, list[Any]] = {
-            f"answer_{name}": [None if answers is None else answers[0][name] for answers in rows]
-            for name in ("text", "start", "end", "score")
-        }
-        by_name["answers"] = rows
-        return [column(by_name[field.name], field) for field in self.adds]
-
-    def _answers(self, raw: Sequence[Any], notes: Mapping[str, Any]) -> list[dict[str, Any]]:
-        """Return the likeliest answers; of equal ones, a text goes before none."""
-        context, starts, ends = notes["context"], notes["starts"], notes["ends"]
-        scores = SpanScores(
-            [Window(window["first"], window["stop"]) for window in notes["windows"]],
-            [(window["starts"], window["ends"]) for window in raw],
-            starts,
-            ends,
-            self.settings.max_answer_tokens,
+        return answer_columns(
+            [None if row is None else self._answers(row, note) for row, note in zip(raw, notes, strict=True)]
         )
-        answers: list[dict[str, Any]] = []
-        for span in scores.best(self.settings.top_k):
-            start, end = starts[span.first], ends[span.last]
-            answers.append({"text": context[start:end], "start": start, "end": end, "score": span.probability})
-        if self.settings.allow_no_answer:
-            answers.append({"text": None, "start": None, "end": None, "score": scores.null_probability})
-        return sorted(answers, key=lambda answer: answer["score"], reverse=True)[: self.settings.top_k]
 
+    def _answers(self, raw: Sequence[Any], notes: Mapping[str, Any]) -> list[Answer]:
+        """Return the likeliest answers; of equal ones, a text goes before none."""
+        settings, logits = self.settings, [(window["starts"], window["ends"]) for window in raw]
+        of_windows = [Window(window["first"], window["stop"]) for window in notes["windows"]]
+        scored = (of_windows, logits, notes["starts"], notes["ends"], settings.max_answer_tokens)
+        if settings.scoring == "pipeline":
+            by_window = PipelineScores(*scored)
+            # Some of the best become one with others once they are aligned, hence more of them.
+            num_candidates = 2 * settings.top_k + 10 if settings.align_to_words else settings.top_k
+            answers, null = by_window.best(notes["context"], settings.top_k, num_candidates), by_window.null_score
+        else:
+            by_softmax = SpanScores(*scored)
+            answers, null = self._without_overlaps(by_softmax, notes), by_softmax.null_probability
+        if settings.allow_no_answer:
+            answers.append(no_answer(null))
+        return sorted(answers, key=lambda answer: answer["score"], reverse=True)[: settings.top_k]
 
-class ExtractEncoder:
-    """Encode a question and its context together, once, and cut the context into windows."""
-
-    def __init__(self, task: ExtractTask, tokenizer: Tokenizer, max_context_tokens: int) -> None:
-        settings = task.settings
-        before, behind = QUESTION_ANSWERING_PREFIX.split("{question}")
-        self._num_layout_tokens = sum(map(len, tokenizer.encode_batch([before.rstrip(), behind])))
-        smallest = max_context_tokens - self._num_layout_tokens - settings.max_question_tokens
-        if smallest < 1:
-            raise ConfigError(
-                f"task.max_question_tokens: {settings.max_question_tokens} leave no room for a text in the model's "
-                f"context of {max_context_tokens} (n_positions in config.json); lower it"
-            )
-        if settings.stride_tokens is not None and settings.stride_tokens >= smallest:
-            raise ConfigError(
-                f"task.stride_tokens: must be below {smallest}, the tokens of a window beside the longest question in "
-                f"the model's context of {max_context_tokens} (n_positions in config.json), got "
-                f"{settings.stride_tokens}"
-            )
-        self._task = task
-        self._settings = settings
-        self._tokenizer = tokenizer
-        self._max_context_tokens = max_context_tokens
-
-    def __call__(self, records: Sequence[Mapping[str, Any] | RecordError]) -> list[Encoded | RecordError]:
-        """Return each record's tokens, with notes on its context, or why there are none."""
-        prompts = [rendered(record, self._task.prompt) for record in records]
-        return [prompt if isinstance(prompt, RecordError) else self._encoded(*prompt) for prompt in prompts]
-
-    def _encoded(self, question: str, context: str) -> Encoded | RecordError:
-        prefix_chars = len(QUESTION_ANSWERING_PREFIX.format(question=question))
-        layout = QUESTION_ANSWERING_LAYOUT.format(question=question, context=context)
-        token_ids, offsets = self._tokenizer.encode_with_offsets(layout)
-        num_prefix = sum(end <= prefix_chars for _, end in offsets)
-        num_question = num_prefix - self._num_layout_tokens
-        if num_question > self._settings.max_question_tokens:
-            return RecordError(
-                f"the question has {num_question} tokens and max_question_tokens is "
-                f"{self._settings.max_question_tokens}; shorten it, or raise max_question_tokens"
-            )
-        shift = len(layout) - len(context)
-        chars = [_trimmed(context, start - shift, end - shift) for start, end in offsets[num_prefix:]]
-        room = self._max_context_tokens - num_prefix
-        overlap = self._settings.stride_tokens
-        overlap = min(MAX_OVERLAP_TOKENS, room // 2) if overlap is None else overlap
-        cut = windows(len(token_ids) - num_prefix, room, overlap)
-        notes = {
-            "context": context,
-            "num_prefix": num_prefix,
-            "starts": [start for start, _ in chars],
-            "ends": [end for _, end in chars],
-            "windows": [window._asdict() for window in cut],
-        }
-        return Encoded(token_ids=token_ids, notes=notes)
-
-
-def _trimmed(context: str, start: int, end: int) -> tuple[int, int]:
-    """Return a token's characters without white space at its ends; none, start == end, for white space alone."""
-    text = context[max(start, 0) : end] if end > 0 else ""
-    kept = text.strip()
-    first = max(start, 0) + len(text) - len(text.lstrip())
-    return (first, first + len(kept)) if kept else (first, first)
+    def _without_overlaps(self, scores: SpanScores, notes: Mapping[str, Any]) -> list[Answer]:
+        context, starts, ends = notes["context"], notes["starts"], notes["ends"]
+        spans = scores.best(self.settings.top_k)
+        found = [span_answer(context, starts[span.first], ends[span.last], span.probability) for span in spans]
+        return [answer for answer in found if answer is not None]

@@ -6,11 +6,12 @@ with `logprobs`, `generated_logprobs`; with several samples the last three but t
 With `choices`, `regex` or `json_schema`, every text whose finish_reason is "stop" is what these describe. One whose
 reason is "length" was cut by max_new_tokens in the middle: it only begins so. JSON is written as Python's json.dumps
 writes it, properties in the schema's order. The log-probabilities are the model's own, not those among allowed tokens.
+
+With `settings_column`, a row may have settings of its own (`gptj_batch.tasks.row_settings`).
 """
 
 import hashlib
-from collections.abc import Collection, Mapping, Sequence
-from functools import partial
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, ClassVar, Literal, Self
 
 import pyarrow as pa
@@ -19,13 +20,15 @@ from pydantic import Field, field_validator, model_validator
 from gptj_batch.constraints.grammar import GrammarCompiler
 from gptj_batch.errors import ConfigError
 from gptj_batch.model_folder import Head
-from gptj_batch.prompts.template import PromptTemplate
+from gptj_batch.prompts.template import PromptTemplate, check_column
 from gptj_batch.prompts.tokenizer import Tokenizer
 from gptj_batch.prompts.truncation import TruncationSide
 from gptj_batch.requests import MAX_LENGTH_PENALTY, AnyRequest, Constraint, Request, SamplingParams
 from gptj_batch.results import AnyResult, Generated
 from gptj_batch.tasks.base import Settings, column
 from gptj_batch.tasks.prompted import PromptEncoder
+from gptj_batch.tasks.row_settings import OwnSettingsEncoder, RowSettings
+from gptj_batch.tasks.stop_strings import StopStrings, StopStringsByTexts
 
 
 class GenerateSettings(Settings):
@@ -59,7 +62,7 @@ class GenerateSettings(Settings):
     """Above 1, beam search: the likeliest continuation among so many kept at a time."""
     length_penalty: float = Field(default=1.0, ge=-MAX_LENGTH_PENALTY, le=MAX_LENGTH_PENALTY)
     """Beams compare by log-probability / number of tokens ** length_penalty: above 0, longer texts gain."""
-    early_stopping: bool | Literal["never"] = False
+    early_stopping: Literal[True, False, "never"] = False
     """Whether beam search ends with the num_beams-th finished beam; false ends it when none is likely to do better,
     never only when none could."""
     logprobs: bool = False
@@ -70,8 +73,14 @@ class GenerateSettings(Settings):
     """The whole text matches this pattern, in the syntax of Rust's regex: no look-around, no back-references."""
     json_schema: dict[str, Any] | str | None = None
     """The text is JSON that this schema allows; the schema is an object, or JSON itself."""
+    settings_column: str | None = Field(default=None, min_length=1)
+    """The column with a row's own max_new_tokens, min_new_tokens, temperature, top_k, top_p, min_p,
+    repetition_penalty, stop and seed: a struct, or a JSON object as text, of those that differ from the job's."""
     truncate: TruncationSide = "error"
-    """A prompt that does not fit: cut at its left or right end, or make it the row's error."""
+    """A prompt that does not fit: cut the record's text at its left or right end, or make it the row's error."""
+    deduplicate: bool = False
+    """Compute rows that have the same prompt and settings and are decoded greedily once, within what a replica
+    remembers; samples, which draw from the row's key, are always computed."""
 
     @field_validator("stop", mode="before")
     @classmethod
@@ -136,12 +145,21 @@ class GenerateTask:
         self.settings = settings
         self._template = PromptTemplate(settings.prompt, "task.prompt")
         self.head: Head = settings.head
-        self.reads = self._template.columns
-        self.notes_type = pa.null()  # the encoding of a prompt leaves nothing to remember
+        self._own_column = frozenset([settings.settings_column] if settings.settings_column is not None else [])
+        self.reads = self._template.columns | self._own_column
+        # What a row says of its own settings; else the encoding of a prompt leaves nothing to remember.
+        self.notes_type = pa.string() if self._own_column else pa.null()
+
+    @property
+    def deduplicate(self) -> bool:
+        """Say whether rows with the same prompt and settings are computed once."""
+        return self.settings.deduplicate
 
     def check_columns(self, names: Collection[str]) -> None:
-        """Raise ConfigError where the prompt uses a column that is not among `names`."""
+        """Raise ConfigError where the prompt or `settings_column` names a column that is not among `names`."""
         self._template.check_columns(names)
+        for name in self._own_column:
+            check_column(name, names, "task.settings_column")
 
     @property
     def adds(self) -> pa.Schema:
@@ -176,10 +194,17 @@ class GenerateTask:
         """Render the prompt. Raises RecordError."""
         return self._template.render(record)
 
-    def encoder(self, tokenizer: Tokenizer, max_context_tokens: int) -> PromptEncoder:
+    def encoder(self, tokenizer: Tokenizer, max_context_tokens: int) -> PromptEncoder | OwnSettingsEncoder:
         """Return the encoder of prompts. Raises ConfigError where what stands behind them leaves no room."""
-        reserved = self.settings.max_new_tokens
-        return PromptEncoder(self.prompt, self.settings.truncate, tokenizer, max_context_tokens, reserved)
+        settings = self.settings
+        prompts = PromptEncoder(
+            self._template, settings.truncate, tokenizer, max_context_tokens, settings.max_new_tokens
+        )
+        if settings.settings_column is None:
+            return prompts
+        longest_choice = _longest_choice(settings.choices, tokenizer) if settings.choices else 0
+        rows = RowSettings(settings, settings.settings_column)
+        return OwnSettingsEncoder(rows, prompts, longest_choice, max_context_tokens - 1)
 
     def request_maker(self, tokenizer: Tokenizer) -> "GenerateRequestMaker":
         """Return the maker of requests. Raises ConfigError for a constraint that cannot be enforced."""
@@ -200,9 +225,12 @@ class GenerateTask:
 
     def columns(self, raw: Sequence[Any], notes: Sequence[Any], tokenizer: Tokenizer) -> list[pa.Array]:
         """Return the added columns."""
-        stop = StopStrings(self.settings.stop, tokenizer) if self.settings.stop else None
-        text = partial(_text, tokenizer=tokenizer, stop=stop, choices=self.settings.choices or ())
-        texts = [None if row is None else [text(sample) for sample in row] for row in raw]
+        stop_of = self._stop_by_notes(tokenizer)
+        choices = self.settings.choices or ()
+        texts = [
+            None if row is None else [_text(sample, tokenizer, stop_of(note), choices) for sample in row]
+            for row, note in zip(raw, notes, strict=True)
+        ]
         reasons = [None if row is None else [sample["finish_reason"] for sample in row] for row in raw]
         counts = [None if row is None else [len(sample["token_ids"]) for sample in row] for row in raw]
         prompts = [None if row is None else [row[0]["num_prompt_tokens"]] for row in raw]
@@ -217,13 +245,21 @@ class GenerateTask:
         }
         return [column(by_name[field.name], field) for field in self.adds]
 
+    def _stop_by_notes(self, tokenizer: Tokenizer) -> Callable[[str | None], StopStrings | None]:
+        """Return what gives the stop condition of a row, from its notes."""
+        of_row, stops = _by_notes(self.settings), StopStringsByTexts(tokenizer)
+        return lambda note: stops(of_row(note).stop)
+
 
 class GenerateRequestMaker:
-    """Turns token ids into one request a sample."""
+    """Turns token ids into one request a sample; `notes` are the row's own settings."""
 
     def __init__(self, settings: GenerateSettings, tokenizer: Tokenizer) -> None:
         self._settings = settings
-        self._stop = StopStrings(settings.stop, tokenizer) if settings.stop else None
+        self._of_row = _by_notes(settings)
+        self._stops = StopStringsByTexts(tokenizer)
+        if settings.stop or settings.settings_column is not None:
+            tokenizer.token_bytes(0)  # raises here, not row by row, where tokens have no bytes
         self._constraint = _constraint(settings, tokenizer) if settings.constraints else None
 
     @property
@@ -233,70 +269,42 @@ class GenerateRequestMaker:
 
     def requests(self, key: str, prompt_token_ids: Sequence[int], notes: Any = None) -> list[AnyRequest]:
         """Return one request a sample."""
+        settings = self._of_row(notes)
         return [
             Request(
                 key=f"{key}#{sample}",
                 prompt_token_ids=prompt_token_ids,
-                sampling=self._sampling(key, sample),
-                stop=self._stop,
+                sampling=_sampling(settings, key, sample),
+                stop=self._stops(settings.stop),
                 constraint=self._constraint,
             )
-            for sample in range(self._settings.num_samples)
+            for sample in range(settings.num_samples)
         ]
 
-    def _sampling(self, key: str, sample: int) -> SamplingParams:
-        settings = self._settings
-        return SamplingParams(
-            max_new_tokens=settings.max_new_tokens,
-            min_new_tokens=settings.min_new_tokens,
-            temperature=settings.temperature,
-            top_k=settings.top_k,
-            top_p=settings.top_p,
-            min_p=settings.min_p,
-            repetition_penalty=settings.repetition_penalty,
-            seed=row_seed(settings.seed, key, sample),
-            num_beams=settings.num_beams,
-            length_penalty=settings.length_penalty,
-            early_stopping=settings.early_stopping,
-            logprobs=settings.logprobs,
-        )
+
+def _sampling(settings: GenerateSettings, key: str, sample: int) -> SamplingParams:
+    return SamplingParams(
+        max_new_tokens=settings.max_new_tokens,
+        min_new_tokens=settings.min_new_tokens,
+        temperature=settings.temperature,
+        top_k=settings.top_k,
+        top_p=settings.top_p,
+        min_p=settings.min_p,
+        repetition_penalty=settings.repetition_penalty,
+        seed=row_seed(settings.seed, key, sample),
+        num_beams=settings.num_beams,
+        length_penalty=settings.length_penalty,
+        early_stopping=settings.early_stopping,
+        logprobs=settings.logprobs,
+    )
 
 
-class StopStrings:
-    """A stop condition on text, decided on bytes: a stop may begin inside one token and end inside another."""
-
-    def __init__(self, stops: Sequence[str], tokenizer: Tokenizer) -> None:
-        self._stops = [stop.encode() for stop in stops]
-        self._longest = max(len(stop) for stop in self._stops)
-        self._tokenizer = tokenizer
-        self._bytes: dict[int, bytes] = {}
-        tokenizer.token_bytes(0)  # raises here, not row by row, where tokens have no bytes
-
-    def __call__(self, generated_token_ids: Sequence[int]) -> bool:
-        """Tell whether the last token completes a stop."""
-        return bool(self.ending(generated_token_ids))
-
-    def ending(self, token_ids: Sequence[int]) -> bytes:
-        """Return the bytes from the beginning of the stop that the last token completes; none where it completes none.
-
-        Of several, the one that begins first counts.
-        """
-        num_last = len(self._text_bytes(token_ids[-1])) if token_ids else 0
-        tail = b""
-        for token_id in reversed(token_ids):
-            if len(tail) >= num_last + self._longest:
-                break
-            tail = self._text_bytes(token_id) + tail
-        places = [tail.find(stop, max(0, len(tail) - num_last - len(stop) + 1)) for stop in self._stops]
-        found = [place for place in places if place >= 0]
-        return tail[min(found) :] if found else b""
-
-    def _text_bytes(self, token_id: int) -> bytes:
-        """Return what a token adds to the text: a special one adds nothing."""
-        if token_id not in self._bytes:
-            is_text = bool(self._tokenizer.decode([token_id], skip_special_tokens=True))
-            self._bytes[token_id] = self._tokenizer.token_bytes(token_id) if is_text else b""
-        return self._bytes[token_id]
+def _by_notes(settings: GenerateSettings) -> Callable[[str | None], GenerateSettings]:
+    """Return what gives the settings of a row, from its notes; without notes they are the job's."""
+    if settings.settings_column is None:
+        return lambda note: settings
+    rows = RowSettings(settings, settings.settings_column)
+    return lambda note: settings if note is None else rows.merged(note)
 
 
 def _constraint(settings: GenerateSettings, tokenizer: Tokenizer) -> Constraint:
@@ -307,13 +315,18 @@ def _constraint(settings: GenerateSettings, tokenizer: Tokenizer) -> Constraint:
     if settings.regex is not None:
         return grammar.regex(settings.regex, "task.regex")
     choices = settings.choices or ()
-    longest = max(map(len, tokenizer.encode_batch([" " + text for text in choices])))
+    longest = _longest_choice(choices, tokenizer)
     if longest > settings.max_new_tokens:
         raise ConfigError(
             f"task.max_new_tokens: {settings.max_new_tokens} are too few for the longest of task.choices, which has "
             f"{longest} tokens; raise it"
         )
     return grammar.choices(choices, "task.choices")
+
+
+def _longest_choice(choices: Collection[str], tokenizer: Tokenizer) -> int:
+    """Return the tokens of the longest choice, with the space that it may have before it."""
+    return max(map(len, tokenizer.encode_batch([" " + text for text in choices])))
 
 
 def _text(

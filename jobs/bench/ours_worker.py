@@ -38,7 +38,11 @@ class OurEngine:
     def counters(self) -> Message:
         """See EngineUnderTest."""
         scheduler = self._engine.scheduler
-        return {"preemptions": scheduler.num_preemptions, "computed_tokens": scheduler.num_fed_tokens}
+        return {
+            "preemptions": scheduler.num_preemptions,
+            "computed_tokens": scheduler.num_fed_tokens,
+            "cached_prompt_tokens": scheduler.num_cached_prompt_tokens,
+        }
 
 
 def make_requests(work: Work) -> list[AnyRequest]:

@@ -65,8 +65,12 @@ def _leg(leg: Leg, subject: Leg | None) -> Report:
 
 def _recomputed_tokens(leg: Leg) -> int | None:
     """Return how many tokens an engine that counts them computed more often than once; None for one that does not."""
-    computed = leg.runs[-1]["counters"].get("computed_tokens")
-    return None if computed is None else computed - num_positions(leg.work[-1])
+    counters = leg.runs[-1]["counters"]
+    if "computed_tokens" not in counters:
+        return None
+    # Prompts of a round may begin alike by chance; what one of them found computed was not computed for it.
+    found = counters.get("cached_prompt_tokens", 0)
+    return int(counters["computed_tokens"] + found - num_positions(leg.work[-1]))
 
 
 def _ratios(workload: Workload, legs: list[Leg], subject: Leg) -> list[Report]:

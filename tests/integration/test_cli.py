@@ -65,7 +65,8 @@ def run(here: Path, *arguments: str, **settings: str) -> Outcome:
 
 def one_paragraph(ended: Outcome) -> str:
     """Return what the command had to say in the end, which must be no more than a user can read."""
-    said = [line for line in ended.stderr.strip().splitlines() if not line.endswith("; starting")]
+    lines = ended.stderr.strip().splitlines()
+    said = [line for line in lines if not (line.endswith("; starting") or line.startswith("backend: "))]
     assert said[0].startswith("gptj-batch: "), ended.stderr
     assert "Traceback" not in ended.stderr
     assert len(said) == 1, ended.stderr

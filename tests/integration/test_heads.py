@@ -151,3 +151,45 @@ def test_answers_are_the_best_spans_of_the_dense_reader_and_stand_where_they_say
     assert list(out.rows[0]) == [
         "id", "text", "answer_text", "answer_start", "answer_end", "answer_score", "answers", "error",
     ]  # fmt: skip
+
+
+def test_every_setting_of_extract_by_head_goes_through_the_pipeline(
+    run: Callable[..., Outputs], save: Callable[..., tuple[Path, HeadModel]], tmp_path: Path
+) -> None:
+    folder, _ = save(GPTJForQuestionAnswering)
+    contexts = [
+        "a\r\ne\u0301 🙂🙂 \U0001d518 👩\u200d🚀 漢字",
+        " ",
+        "~" * 100 + " e\u0301 🙂",
+        None,
+        "The team\r\nwon 🙂.",
+    ]
+    pq.write_table(pa.table({"id": range(len(contexts)), "text": contexts}), tmp_path / "in.parquet")
+    task = {
+        "kind": "extract", "method": "head", "question": QUESTION, "context": "{{ text }}", "stride_tokens": 7,
+        "max_answer_tokens": 4, "max_question_tokens": 12, "top_k": 4, "allow_no_answer": True, "align_to_words": True,
+        "window_tokens": 48,
+    }  # fmt: skip
+    for scoring in ("global_softmax", "pipeline"):
+        out = run(folder, {**task, "scoring": scoring})
+        assert [row["error"] is None for row in out.rows] == [True, True, True, False, True]
+        for row in out.rows:
+            answers = row["answers"] or ()
+            assert [answer["score"] for answer in answers] == sorted((a["score"] for a in answers), reverse=True)
+            for answer in answers:
+                start, end = answer["start"], answer["end"]
+                text = None if start is None else row["text"][start:end]
+                assert answer["text"] == text and (text is None or text == text.strip() != "")
+        assert [answer["text"] for answer in out.rows[1]["answers"]] == [None], "an empty context has no answer"
+        assert sum(answer["text"] is None for row in out.rows for answer in row["answers"] or ()) >= 1
+        shutil.rmtree(tmp_path / "out")
+
+
+def test_a_question_that_is_too_long_or_null_is_its_rows_error(
+    run: Callable[..., Outputs], save: Callable[..., tuple[Path, HeadModel]]
+) -> None:
+    folder, _ = save(GPTJForQuestionAnswering)
+    task = {"kind": "extract", "question": "{{ text }}", "context": "The team won.", "max_question_tokens": 20}
+    out = run(folder, task)
+    assert "max_question_tokens is 20" in out.rows[4]["error"] and 'column "text" is null' in out.rows[2]["error"]
+    assert out.rows[3]["error"] is None and out.rows[3]["answer_text"]

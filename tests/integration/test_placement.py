@@ -11,7 +11,7 @@ from gptj_batch.stages.resources import plan_replicas
 from integration.probes import Describe, MakeRows, Replica
 from integration.running import CANARY, Outcome, output_table, run_here, write_job
 from integration.tiny_model import TinyModel
-from jobs.cluster import node_resources
+from pipelines.cluster import node_resources
 from pipelines.whole_blocks import on_cpu, on_replicas, unit_numbers
 
 # Two nodes of two CPUs and two GPUs, and a head without. No GPU is there, so the backend is the fake.

@@ -43,7 +43,7 @@ def interrupted(desk: Desk, source: Path, monkeypatch: pytest.MonkeyPatch) -> It
     monkeypatch.setattr(pipelines.prepare, "unit_rows", lambda num_rows: 7)
     job = desk.job(source / "d.parquet", SAMPLED, input={"columns": ["id", "text"]})
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("jobs.run.publish", crash)
+        patch.setattr("pipelines.finish.publish", crash)
         assert desk.run(job).code == 1
     units = sorted((desk.output() / "_gptj_batch" / "units").iterdir())
     assert len(units) == 8

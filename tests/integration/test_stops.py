@@ -22,7 +22,8 @@ SLOW = {"request_s": 0.1}
 
 
 def slow_job(desk: Desk, name: str = "output") -> Path:
-    return faulty_job(desk, texts(NUM_ROWS), name, SLOW)
+    # Half a CPU: a run that is stopped keeps its replica, and another has to find room beside it.
+    return faulty_job(desk, texts(NUM_ROWS), name, SLOW, replicas={"cpus_each": 0.5, "max": 1})
 
 
 def start(desk: Desk, job: Path, *arguments: str) -> "subprocess.Popen[str]":

@@ -160,3 +160,39 @@ def test_a_cluster_that_asks_for_a_token_runs_jobs_of_those_who_have_it(config: 
         assert "100 rows: 100 done, 0 failed" in done.stdout
         assert token not in done.stdout + done.stderr
         assert output_table(tmp_path / "submitted").num_rows == 100
+
+
+def gptj_batch(head: Head, folder: Path, *arguments: str) -> "subprocess.CompletedProcess[str]":
+    return subprocess.run(
+        ["gptj-batch", *arguments, "--address", head.dashboard],
+        env=dict(head.env),
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        timeout=JOB_TIMEOUT_S,
+    )
+
+
+def test_the_commands_about_submitted_jobs_work_together(config: Path, tmp_path: Path) -> None:
+    """Paths in the job file are relative, and the cluster's folder is another one."""
+    config.write_text(config.read_text().replace(f"{tmp_path}/", ""))
+    with ray_head(tmp_path / "home", RAY_AUTH_MODE="disabled") as head:
+        sent = gptj_batch(head, tmp_path, "submit", config.name, "--wait", "--submission-id", "once")
+        assert sent.returncode == 0, sent.stdout + sent.stderr
+        assert sent.stdout.splitlines()[0] == "once" and "100 rows: 100 done, 0 failed" in sent.stdout
+        assert output_table(tmp_path / "submitted").num_rows == 100
+
+        twice = gptj_batch(head, tmp_path, "submit", config.name, "--submission-id", "once")
+        assert twice.returncode == 2 and "already has a job once" in twice.stderr
+
+        status = gptj_batch(head, tmp_path, "status", "once")
+        assert "SUCCEEDED" in status.stdout and "test-job" in status.stdout and "run.json" in status.stdout
+        assert "100 done" in gptj_batch(head, tmp_path, "logs", "once").stdout
+        assert "had ended already" in gptj_batch(head, tmp_path, "stop", "once").stdout
+        unknown = gptj_batch(head, tmp_path, "status", "never")
+        assert unknown.returncode == 2 and "has no job never" in unknown.stderr
+
+        bad = gptj_batch(head, tmp_path, "submit", config.name, "input.path=nothing.parquet", "--wait")
+        assert bad.returncode == 2, bad.stdout + bad.stderr
+        listed = gptj_batch(head, tmp_path, "list").stdout
+        assert len(listed.splitlines()) == 2 and "FAILED" in listed and CANARY not in listed

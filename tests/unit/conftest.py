@@ -10,6 +10,7 @@ from tiny_tokenizer import train_tokenizer
 from gptj_batch.prompts.tokenizer import Tokenizer
 
 TINY_POSITIONS = 64
+TINY_WIDTH = 16
 # How long an example takes says more of the machine's other users than of the code.
 hypothesis.settings.register_profile("shared-machine", deadline=None)
 hypothesis.settings.load_profile("shared-machine")
@@ -32,6 +33,8 @@ def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "architectures": ["GPTJForCausalLM"],
         "vocab_size": backend.get_vocab_size(),
         "n_positions": TINY_POSITIONS,
+        "n_embd": TINY_WIDTH,
+        "n_layer": 2,
     }
     (folder / "config.json").write_text(json.dumps(config))
     return folder

@@ -98,6 +98,13 @@ def test_the_facts_of_a_model_are_those_of_its_config(tmp_path: Path) -> None:
 def test_what_a_config_leaves_out_is_as_gptj_has_it(tmp_path: Path) -> None:
     facts = read_facts(write_model(tmp_path, model_type=..., n_positions=..., vocab_size=..., architectures=None))
     assert (facts.n_positions, facts.vocab_size, facts.architectures) == (2048, 50400, ())
+    assert (facts.n_embd, facts.n_layer) == (4096, 28)
+
+
+def test_sizes_may_stand_under_transformers_other_names(tmp_path: Path) -> None:
+    names = {"hidden_size": 32, "num_hidden_layers": 3, "max_position_embeddings": 48}
+    facts = read_facts(write_model(tmp_path, n_embd=64, **names))
+    assert (facts.n_embd, facts.n_layer, facts.n_positions) == (32, 3, 48)
 
 
 @pytest.mark.parametrize(
@@ -112,6 +119,9 @@ def test_what_a_config_leaves_out_is_as_gptj_has_it(tmp_path: Path) -> None:
         ('{"n_positions": 0}', "n_positions must be a whole number of at least 1, got 0"),
         ('{"n_positions": "64"}', "n_positions must be a whole number of at least 1, got '64'"),
         ('{"n_positions": true}', "n_positions must be a whole number of at least 1, got True"),
+        ('{"n_embd": 0}', "n_embd must be a whole number of at least 1, got 0"),
+        ('{"hidden_size": 0}', "hidden_size must be a whole number of at least 1, got 0"),
+        ('{"n_layer": null}', "n_layer must be a whole number of at least 1, got None"),
         ('{"vocab_size": 1.5}', r"vocab_size must be a whole number of at least 1, got 1\.5"),
         ('{"vocab_size": null}', "vocab_size must be a whole number of at least 1, got None"),
         ('{"architectures": "GPTJForCausalLM"}', "architectures must be a list of names, got 'GPTJForCausalLM'"),
@@ -209,7 +219,8 @@ def test_a_home_may_be_written_short(tmp_path: Path, monkeypatch: pytest.MonkeyP
 def test_the_demo_has_a_folder_for_each_head() -> None:
     heads: tuple[Head, ...] = ("causal-lm", "sequence-classification", "question-answering")
     assert [resolve_folder("demo", head=head) for head in heads] == [demo_folder(head) for head in heads]
-    assert list(CLASS_NAMES) == list(heads)
+    assert list(CLASS_NAMES) == [*heads, "none"]
+    assert resolve_folder("demo", head="none") == demo_folder("causal-lm"), "any of them would do"
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ import ctypes
 import torch
 from torch import Tensor
 
-from gptj_batch.engine.cpu_kernels.build import KernelsUnavailable, load_library
+from gptj_batch.engine.cpu_kernels.build import ELEMENTS, KernelsUnavailable, load_library
 
 
 def best(logits: Tensor) -> tuple[Tensor, Tensor] | None:
@@ -19,17 +19,16 @@ def best(logits: Tensor) -> tuple[Tensor, Tensor] | None:
 
     logits: (S, V)    returns: (S,), int64, and (S,), bool
     """
-    if logits.device.type != "cpu" or logits.dtype not in (torch.float32, torch.bfloat16) or not logits.is_contiguous():
+    if logits.device.type != "cpu" or logits.dtype not in ELEMENTS or not logits.is_contiguous():
         return None
     try:
-        library = load_library()
+        library = load_library(logits.dtype)
     except KernelsUnavailable:
         return None
     token_ids = torch.empty(len(logits), dtype=torch.int64)
     is_finite = torch.empty(len(logits), dtype=torch.bool)
     library.gptj_best(
         ctypes.c_void_p(logits.data_ptr()),
-        ctypes.c_int32(logits.dtype == torch.bfloat16),
         *map(ctypes.c_int64, logits.shape),
         ctypes.c_void_p(token_ids.data_ptr()),
         ctypes.c_void_p(is_finite.data_ptr()),

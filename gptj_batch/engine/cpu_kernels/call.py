@@ -16,7 +16,7 @@ class LayerArguments(ctypes.Structure):
     """What the kernel is told; `LayerArguments` in kernels.cpp is the same."""
 
     _fields_ = [
-        *((name, ctypes.c_int32) for name in ("is_bfloat16", "num_writes", "heads", "channels", "rotary")),
+        *((name, ctypes.c_int32) for name in ("num_writes", "heads", "channels", "rotary")),
         *((name, ctypes.c_int32) for name in ("block_tokens", "num_items", "max_keys", "threads")),
         ("scale", ctypes.c_float),
         *((name, ctypes.c_int64) for name in ("qkv_stride", "out_stride")),
@@ -47,7 +47,7 @@ class CpuCall:
         max_keys: int,
         mask: Tensor | None = None,
     ) -> None:
-        self._attend = load_library().gptj_attend
+        self._attend = load_library(dtype).gptj_attend
         self._dtype = dtype
         numbers = {"runs": runs, "items": items, "writes": writes, "tables": tables}
         # The kernel has their addresses only.
@@ -55,7 +55,6 @@ class CpuCall:
         if mask is not None:
             self._held["mask"] = mask
         self._told = LayerArguments(
-            is_bfloat16=dtype == torch.bfloat16,
             num_writes=len(writes),
             heads=num_heads,
             channels=head_dim,

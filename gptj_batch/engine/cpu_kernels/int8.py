@@ -18,9 +18,8 @@ def quantize(x: Tensor) -> tuple[Tensor, Tensor]:
     """
     x = x.contiguous()
     numbers, scales = torch.empty(x.shape, dtype=torch.uint8), torch.empty(len(x), dtype=torch.float32)
-    load_library().gptj_quantize(
+    load_library(x.dtype).gptj_quantize(
         _address(x),
-        ctypes.c_int32(x.dtype == torch.bfloat16),
         *map(ctypes.c_int64, x.shape),
         _address(numbers),
         _address(scales),
@@ -38,13 +37,12 @@ def finish(
     """
     plus = None if plus is None else plus.contiguous()
     finished = torch.empty(product.shape, dtype=dtype)
-    load_library().gptj_finish(
+    load_library(dtype).gptj_finish(
         _address(product),
         _address(scales),
         _address(bias),
         _address(plus),
         ctypes.c_int32(with_gelu),
-        ctypes.c_int32(dtype == torch.bfloat16),
         *map(ctypes.c_int64, product.shape),
         _address(finished),
         ctypes.c_int32(torch.get_num_threads()),

@@ -12,6 +12,8 @@
 // the order of the sequence, an output over tokens in that order. So a token's result is the same, bit for bit, whether
 // it is computed alone or in a chunk, in whatever company, with its context computed now or found in the cache.
 //
+// A library has the functions of one type, GPTJ_ELEMENT: a first use should compile no more than it needs.
+//
 // Template parameters:
 //     E   what the cache holds: float, or uint16_t for bfloat16
 //     NQ  queries of one sequence that are computed together, at most QUERIES, and share each load
@@ -34,19 +36,19 @@ constexpr int QUERIES = 6;  // that share each load of a key or value: 6 x 4 sum
 typedef float Vec __attribute__((vector_size(64)));
 typedef int32_t IVec __attribute__((vector_size(64)));
 
-Vec load(const float* from) { Vec v; std::memcpy(&v, from, sizeof v); return v; }
-Vec widen(const float* from) { return load(from); }
-Vec widen(const uint16_t* from) {
+inline Vec load(const float* from) { Vec v; std::memcpy(&v, from, sizeof v); return v; }
+inline Vec widen(const float* from) { return load(from); }
+inline Vec widen(const uint16_t* from) {
     typedef uint16_t Half __attribute__((vector_size(32)));
     Half half; std::memcpy(&half, from, sizeof half);
     return (Vec)(__builtin_convertvector(half, IVec) << 16);
 }
-IVec load_pairs(const uint16_t* from) { IVec v; std::memcpy(&v, from, sizeof v); return v; }
-void store(float* to, Vec v) { std::memcpy(to, &v, sizeof v); }
-Vec splat(float x) { return x - Vec{}; }
+inline IVec load_pairs(const uint16_t* from) { IVec v; std::memcpy(&v, from, sizeof v); return v; }
+inline void store(float* to, Vec v) { std::memcpy(to, &v, sizeof v); }
+inline Vec splat(float x) { return x - Vec{}; }
 
-float to_float(uint16_t x) { uint32_t bits = uint32_t(x) << 16; float y; std::memcpy(&y, &bits, 4); return y; }
-float to_float(float x) { return x; }
+inline float to_float(uint16_t x) { uint32_t bits = uint32_t(x) << 16; float y; std::memcpy(&y, &bits, 4); return y; }
+inline float to_float(float x) { return x; }
 
 // Rounded to the nearest bfloat16, ties to even, as torch does; NaN stays NaN. The upper halves of the lanes hold it.
 inline IVec round_bits(Vec x) {
@@ -59,8 +61,8 @@ inline void store_rounded(uint16_t* to, Vec x) {
     std::memcpy(to, &half, sizeof half);
 }
 inline void store_rounded(float* to, Vec x) { store(to, x); }
-void assign(uint16_t& to, float x) { to = uint16_t(uint32_t(round_bits(splat(x))[0]) >> 16); }
-void assign(float& to, float x) { to = x; }
+inline void assign(uint16_t& to, float x) { to = uint16_t(uint32_t(round_bits(splat(x))[0]) >> 16); }
+inline void assign(float& to, float x) { to = x; }
 
 // acc + a[0] * b[0] + a[1] * b[1] in each lane: a is 16 pairs of bfloat16, b one pair.
 inline Vec dot_pairs(Vec acc, IVec a, int32_t b) {
@@ -95,12 +97,12 @@ inline Vec exp_vec(Vec x) {
     return tiny ? Vec{} : result;
 }
 
-float sum_lanes(Vec v) {
+inline float sum_lanes(Vec v) {
     float total = 0.0f;
     for (int i = 0; i < LANES; i++) total += v[i];
     return total;
 }
-float max_lanes(Vec v) {
+inline float max_lanes(Vec v) {
     float most = v[0];
     for (int i = 1; i < LANES; i++) most = v[i] > most ? v[i] : most;
     return most;
@@ -163,7 +165,7 @@ inline void ask_for(const char* tile, size_t offset) {
 
 // Scores of NQ queries against NT tiles.
 template <class E, int NQ, int NT>
-inline void score_tiles(
+void score_tiles(
     const E* const* query, const Tiles<E>& keys, int tile, float* scores, size_t stride, const Shape& s,
     const Stream<E>& stream
 ) {
@@ -200,7 +202,7 @@ inline void score_tiles(
 
 // Weighted values of NQ queries, NC vectors of channels from `channel` on.
 template <class E, int NQ, int NC>
-inline void mix_channels(
+void mix_channels(
     const E* const* weights, const Tiles<E>& values, int num_keys, int channel, float* out, size_t stride,
     const Shape& s, const Stream<E>& stream
 ) {
@@ -418,7 +420,7 @@ void run_layer(
 
 // What Python tells; `LayerArguments` in call.py is the same.
 struct LayerArguments {
-    int32_t is_bfloat16, num_writes, heads, channels, rotary, block_tokens, num_items, max_keys, threads;
+    int32_t num_writes, heads, channels, rotary, block_tokens, num_items, max_keys, threads;
     float scale;
     int64_t qkv_stride, out_stride;
     void *qkv, *out, *keys, *values;
@@ -527,6 +529,8 @@ void finish_row(
     }
 }
 
+using Element = GPTJ_ELEMENT;
+
 }  // namespace
 
 extern "C" {
@@ -535,46 +539,34 @@ extern "C" {
 void gptj_attend(const LayerArguments* a) {
     const int padded = (a->channels + LANES - 1) / LANES * LANES;
     const Shape shape{a->heads, a->channels, padded, a->rotary, a->block_tokens, a->scale};
-    if (a->is_bfloat16) attend_layer<uint16_t>(*a, shape);
-    else attend_layer<float>(*a, shape);
+    attend_layer<Element>(*a, shape);
 }
 
 // The highest of each row of (rows, count): its index, and whether the row is finite throughout.
 void gptj_best(
-    const void* scores, int32_t is_bfloat16, int64_t rows, int64_t count, int64_t* index, uint8_t* is_finite,
-    int32_t threads
+    const Element* scores, int64_t rows, int64_t count, int64_t* index, uint8_t* is_finite, int32_t threads
 ) {
 #pragma omp parallel for num_threads(threads) schedule(static)
-    for (int64_t row = 0; row < rows; row++) {
-        if (is_bfloat16) find_best((const uint16_t*)scores + row * count, count, index + row, is_finite + row);
-        else find_best((const float*)scores + row * count, count, index + row, is_finite + row);
-    }
+    for (int64_t row = 0; row < rows; row++) find_best(scores + row * count, count, index + row, is_finite + row);
 }
 
 // Each row of (rows, count) to 8 bits by itself, so that no row's numbers depend on another's.
 void gptj_quantize(
-    const void* from, int32_t is_bfloat16, int64_t rows, int64_t count, uint8_t* to, float* scales, int32_t threads
+    const Element* from, int64_t rows, int64_t count, uint8_t* to, float* scales, int32_t threads
 ) {
 #pragma omp parallel for num_threads(threads) schedule(static)
-    for (int64_t row = 0; row < rows; row++) {
-        if (is_bfloat16) quantize_row((const uint16_t*)from + row * count, count, to + row * count, scales + row);
-        else quantize_row((const float*)from + row * count, count, to + row * count, scales + row);
-    }
+    for (int64_t row = 0; row < rows; row++) quantize_row(from + row * count, count, to + row * count, scales + row);
 }
 
 // A product's rows: times their scale, plus bias, GELU if asked for, plus another term if there is one.
 void gptj_finish(
-    const float* from, const float* scales, const float* bias, const void* plus, int32_t with_gelu,
-    int32_t is_bfloat16, int64_t rows, int64_t count, void* to, int32_t threads
+    const float* from, const float* scales, const float* bias, const Element* plus, int32_t with_gelu, int64_t rows,
+    int64_t count, Element* to, int32_t threads
 ) {
 #pragma omp parallel for num_threads(threads) schedule(static)
     for (int64_t row = 0; row < rows; row++) {
         const int64_t at = row * count;
-        const auto finish = [&](const auto* term, auto* out) {
-            finish_row(from + at, count, scales[row], bias, term ? term + at : nullptr, with_gelu, out + at);
-        };
-        if (is_bfloat16) finish((const uint16_t*)plus, (uint16_t*)to);
-        else finish((const float*)plus, (float*)to);
+        finish_row(from + at, count, scales[row], bias, plus ? plus + at : nullptr, with_gelu, to + at);
     }
 }
 }

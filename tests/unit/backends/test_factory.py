@@ -5,6 +5,7 @@ import pytest
 
 from gptj_batch import Embedded, EmbedRequest, Generated, Request
 from gptj_batch.backends import make_backend
+from gptj_batch.backends.vllm_install import installed
 from gptj_batch.errors import ConfigError
 
 
@@ -17,9 +18,10 @@ def test_the_fake_speaks_the_models_vocabulary(tmp_path: Path) -> None:
 
 
 def test_the_fake_has_the_models_width(tmp_path: Path) -> None:
-    (tmp_path / "config.json").write_text(json.dumps({"n_embd": 12}))
-    (result,) = make_backend("fake", model_path=tmp_path).run([EmbedRequest(key="a", prompt_token_ids=[1])])
-    assert isinstance(result, Embedded) and len(result.vector) == 12
+    for settings, width in (({"n_embd": 12}, 12), ({"hidden_size": 8}, 8), ({}, 4096)):
+        (tmp_path / "config.json").write_text(json.dumps(settings))
+        (result,) = make_backend("fake", model_path=tmp_path).run([EmbedRequest(key="a", prompt_token_ids=[1])])
+        assert isinstance(result, Embedded) and len(result.vector) == width
 
 
 @pytest.mark.parametrize("content", [None, "no json", "[]", '{"vocab_size": "x"}', "{}"])
@@ -29,8 +31,9 @@ def test_the_fake_does_without_a_model(tmp_path: Path, content: str | None) -> N
     assert make_backend("fake", model_path=tmp_path).describe()["vocab_size"] == 50257
 
 
-def test_vllm_is_not_there_yet() -> None:
-    with pytest.raises(ConfigError, match="no vllm backend yet; set it to native"):
+@pytest.mark.skipif(installed().vllm is not None, reason="vllm is installed")
+def test_without_vllm_its_backend_says_what_to_install() -> None:
+    with pytest.raises(ConfigError, match=r"backend.kind: vllm is not installed; it takes vllm 0\.32\.0 .*pip install"):
         make_backend("vllm", model_path="m")
 
 

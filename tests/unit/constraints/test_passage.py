@@ -77,3 +77,20 @@ def test_half_a_surrogate_pair_is_refused_without_quoting_the_text() -> None:
     with pytest.raises(RecordError, match=re.escape("half a surrogate pair at character 4")) as caught:
         Passage("text\ud800", whole_words=False, max_chars=None)
     assert caught.value.__cause__ is None
+
+
+def test_what_is_taken_out_is_taken_out_wherever_it_is_an_answer_and_nothing_reaches_across() -> None:
+    passage = Passage("a bb a bbb a", whole_words=True, max_chars=None)
+    rest = passage.without(b"bb")
+    assert rest.limits == {0: 1, 5: 12, 7: 12, 11: 12}
+    assert rest.first(b"a bbb a") == (5, 12)
+    assert passage.limits != rest.limits and rest.without(b"a").limits == {7: 10}
+
+
+def test_places_that_overlap_are_all_taken_out() -> None:
+    assert list(Passage("aaa b", whole_words=False, max_chars=None).without(b"aa").limits) == [4]
+
+
+def test_the_next_end_is_where_the_word_is_over() -> None:
+    passage = Passage("one two", whole_words=True, max_chars=None)
+    assert [passage.next_end(place) for place in range(8)] == [3, 3, 3, 3, 7, 7, 7, 7]

@@ -28,6 +28,7 @@ from .paged_sequences import PagedSequences, Shape
 
 ATOL = {torch.float32: 2e-5, torch.bfloat16: 2e-2}
 DTYPES = pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+Portable = tuple[torch.dtype, ctypes.CDLL]
 SMALL = Shape(heads=3, head_dim=24, rotary=8, block=16)
 
 
@@ -178,24 +179,26 @@ def test_scores_far_apart_do_not_overflow() -> None:
     torch.testing.assert_close(fed_in(sequences, [20]).double(), sequences.expected(0), atol=1e-2, rtol=1e-3)
 
 
-@pytest.fixture(scope="module")
-def portable_library(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
+@pytest.fixture(scope="module", params=build.ELEMENTS, ids=str)
+def portable(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Portable:
     """Build the kernels for any CPU of this kind: what bfloat16 and wide vectors do here is made of other things."""
+    dtype: torch.dtype = request.param
     compiler = next(filter(None, map(shutil.which, build.COMPILERS)))
     library = tmp_path_factory.mktemp("portable") / "kernels.so"
     flags = [flag for flag in build.FLAGS if not flag.startswith(("-march", "-O"))]
-    command = [compiler, *flags, "-O1", "-Wall", "-Wextra", "-Wno-psabi", str(build.SOURCE), "-o", str(library)]
+    command = [compiler, *flags, "-O1", "-Wall", "-Wextra", "-Wno-psabi", f"-DGPTJ_ELEMENT={build.ELEMENTS[dtype]}"]
+    command += [str(build.SOURCE), "-o", str(library)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (0, ""), "it compiles without a warning"
-    return ctypes.CDLL(str(library))
+    return dtype, ctypes.CDLL(str(library))
 
 
 @needs_kernels
-@DTYPES
 def test_a_cpu_without_the_instructions_that_are_here_gives_the_same(
-    dtype: torch.dtype, portable_library: ctypes.CDLL, monkeypatch: pytest.MonkeyPatch
+    portable: Portable, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(call, "load_library", lambda: portable_library)
+    dtype, library = portable
+    monkeypatch.setattr(call, "load_library", lambda _: library)
     shape = replace(SMALL, dtype=dtype)
     whole = fed_in(paged([50], shape), [])
     assert_right(paged([50], shape), 0, whole)

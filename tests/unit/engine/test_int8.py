@@ -17,7 +17,7 @@ from gptj_batch.model.block import ACTIVATION_FUNCTIONS
 @pytest.fixture(autouse=True)
 def kernels() -> None:
     try:
-        load_library()
+        load_library(torch.bfloat16)
     except KernelsUnavailable as error:
         pytest.skip(f"the C++ kernels cannot be built here: {error}")
 

@@ -68,6 +68,7 @@ def test_a_long_prompt_is_not_printed() -> None:
 
 CLASSIFIER = Limits(vocab_size=100, n_positions=20, cache_tokens=1, head="sequence-classification")
 READER = Limits(vocab_size=100, n_positions=20, cache_tokens=1, head="question-answering")
+HEADLESS = Limits(vocab_size=100, n_positions=20, cache_tokens=1, head="none")
 
 
 @pytest.mark.parametrize(
@@ -88,6 +89,9 @@ READER = Limits(vocab_size=100, n_positions=20, cache_tokens=1, head="question-a
         (LIMITS, ScoreRequest(key="a", prompt_token_ids=[1, 2], first_token=0), "another before it (1 to 1), got 0"),
         (LIMITS, ScoreRequest(key="a", prompt_token_ids=[1]), "must hold at least two tokens to be scored, got 1"),
         (READER, ScoreRequest(key="a", prompt_token_ids=[1, 2]), "ScoreRequest needs a model with a causal-lm head"),
+        (HEADLESS, ScoreRequest(key="a", prompt_token_ids=[1, 2]), "with a causal-lm head, and this one has no head;"),
+        (HEADLESS, EmbedRequest(key="a", prompt_token_ids=[1]), None),
+        (READER, EmbedRequest(key="a", prompt_token_ids=[1]), None),
         (LIMITS, EmbedRequest(key="a", prompt_token_ids=[1] * 20, layer=3), None),
         (LIMITS, EmbedRequest(key="a", prompt_token_ids=[1], layer=-4), None),
         (LIMITS, EmbedRequest(key="a", prompt_token_ids=[1] * 21), "must not exceed n_positions (20), got 21"),

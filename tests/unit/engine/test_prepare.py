@@ -66,7 +66,7 @@ def test_torch_alone_can_be_asked_for() -> None:
 
 
 def test_where_kernels_cannot_be_built_torch_does_the_work(monkeypatch: pytest.MonkeyPatch) -> None:
-    def unavailable() -> None:
+    def unavailable(_: torch.dtype) -> None:
         raise KernelsUnavailable("no C++ compiler was found; install g++")
 
     monkeypatch.setattr(prepare, "load_library", unavailable)

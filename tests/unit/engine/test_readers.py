@@ -6,6 +6,7 @@ import torch
 from gptj_batch import (
     Classified,
     ClassifyRequest,
+    Embedded,
     EmbedRequest,
     Failed,
     Labelled,
@@ -24,6 +25,7 @@ from gptj_batch.model import (
     GPTJForCausalLM,
     GPTJForQuestionAnswering,
     GPTJForSequenceClassification,
+    GPTJWithoutHead,
     HeadModel,
 )
 from gptj_batch.requests import HeadRequest, Request
@@ -66,6 +68,7 @@ def test_every_head_has_a_class() -> None:
         "GPTJForCausalLM",
         "GPTJForSequenceClassification",
         "GPTJForQuestionAnswering",
+        "GPTJWithoutHead",
     ]
 
 
@@ -100,6 +103,48 @@ def test_spans_are_read_from_the_first_token_asked_for(reader: HeadModel, max_st
             dense = reader(torch.tensor([request.prompt_token_ids]))
         assert result.start_logits == pytest.approx(dense.start_logits[0, request.first_token :].tolist(), abs=1e-5)
         assert result.end_logits == pytest.approx(dense.end_logits[0, request.first_token :].tolist(), abs=1e-5)
+
+
+@pytest.mark.parametrize("max_step_tokens", [1, 8, 100])
+def test_any_model_embeds_beside_what_its_head_is_asked(
+    model: GPTJForCausalLM, classifier: HeadModel, reader: HeadModel, max_step_tokens: int
+) -> None:
+    embed = [EmbedRequest(key="a", prompt_token_ids=p, layer=place % 2 - 1) for place, p in enumerate(PROMPTS)]
+    others = (
+        (classifier, [ClassifyRequest(key="b", prompt_token_ids=p) for p in PROMPTS]),
+        (reader, [SpanRequest(key="b", prompt_token_ids=p, first_token=0) for p in PROMPTS]),
+        (headed(GPTJWithoutHead, model), []),
+    )
+    expected = answers(model, list(embed))
+    for other, asked in others:
+        mixed = answers(other, [*embed[:2], *asked, *embed[2:]], max_step_tokens)
+        for result, wanted in zip([*mixed[:2], *mixed[-2:]], expected, strict=True):
+            assert isinstance(result, Embedded) and isinstance(wanted, Embedded)
+            assert list(result.vector) == pytest.approx(list(wanted.vector), abs=1e-5)
+        alone = answers(other, list(asked), max_step_tokens)
+        for result, wanted in zip(mixed[2:-2], alone, strict=True):
+            of_head = [
+                (one.logits if isinstance(one, Classified) else one.start_logits)
+                for one in (result, wanted)
+                if isinstance(one, Classified | SpanLogits)
+            ]
+            assert of_head[0] == pytest.approx(of_head[1], abs=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["GPTJModel", "GPTJForCausalLM", "GPTJForSequenceClassification"])
+def test_a_body_is_read_of_a_checkpoint_of_any_class(
+    model: GPTJForCausalLM, classifier: HeadModel, tmp_path: Path, kind: str
+) -> None:
+    stored = {"GPTJModel": model.transformer, "GPTJForCausalLM": model}.get(kind, classifier)
+    stored.save_pretrained(tmp_path)
+    request = EmbedRequest(key="a", prompt_token_ids=[3, 4, 5])
+    backend = make_backend("native", model_path=tmp_path, head="none", dtype="float32", device="cpu")
+    result, refused = backend.run([request, Request(key="b", prompt_token_ids=[3])])
+    backend.close()
+    (expected,) = answers(model, [request])
+    assert isinstance(result, Embedded) and isinstance(expected, Embedded)
+    assert list(result.vector) == pytest.approx(list(expected.vector), abs=1e-5)
+    assert isinstance(refused, Failed) and "and this one has no head" in refused.error
 
 
 def test_what_is_not_finite_fails_alone(model: GPTJForCausalLM, classifier: HeadModel, reader: HeadModel) -> None:

@@ -186,6 +186,13 @@ def test_tokens_computed_twice_are_counted_where_the_engine_counts(plan: Plan) -
     assert report(work, measured)["legs"][0]["recomputed_tokens"] == 5
 
 
+def test_tokens_found_in_the_cache_are_not_missing_from_what_is_computed(plan: Plan) -> None:
+    work = workload(leg("ours"))
+    measured = run(work, two(1, 1), plan)
+    measured.legs[0].runs[-1]["counters"] = {"computed_tokens": 8 * 3 - 2, "cached_prompt_tokens": 2}
+    assert report(work, measured)["legs"][0]["recomputed_tokens"] == 0
+
+
 def test_the_table_has_a_line_for_every_leg_and_every_reason(plan: Plan) -> None:
     work = workload(leg("ours"), leg("peer", counts_for="vllm"), leg("gone"), goals={"vllm": 1.5})
     text = "\n".join(lines([report(work, run(work, two(1, 2), plan))]))

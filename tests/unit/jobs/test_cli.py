@@ -182,7 +182,7 @@ def test_a_reader_that_has_enough_is_no_error(monkeypatch: pytest.MonkeyPatch) -
         ),
         (["job.yaml", "nonsense"], 'override "nonsense" must have the form setting.name=value'),
         (["job.yaml", "task.temprature=1"], "did you mean task.temperature?"),
-        (["job.yaml", "backend.kind=vllm"], "backend.kind: vllm is not in this version"),
+        (["job.yaml", "backend.kind=vllm", "model.dtype=int8"], "model.dtype: int8 is the native engine's own"),
     ],
 )
 def test_a_run_that_cannot_be_ends_with_2_and_the_reason(

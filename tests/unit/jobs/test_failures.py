@@ -14,7 +14,8 @@ from gptj_batch.errors import (
     OutputError,
     RecordError,
 )
-from jobs.failures import Stopped, as_ours, exit_code, stop_on_signals
+from jobs.failures import Stopped, exit_code, stop_on_signals
+from pipelines.ray_errors import as_ours
 
 KINDS = [ConfigError, InputError, RecordError, CheckpointError, OutputError, BackendError]
 TRACEBACK = """\

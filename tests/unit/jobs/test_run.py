@@ -1,7 +1,9 @@
 """Whole runs, with the stages called one after the other where Ray Data would call them."""
 
 from pathlib import Path
+from typing import Any
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from whole_runs import TEXTS, Spine, job, report, write
@@ -65,6 +67,44 @@ def test_too_many_failed_rows_are_3_and_the_output_is_complete(folder: Path, mod
     assert run_job(job(folder, model_folder)) == 3, "asking again gives the same answer"
     assert run_job(job(folder, model_folder, errors={"max_failed_rows": 2})) == 0, "by the limit of who asks"
     assert run_job(job(folder, model_folder, errors={"max_failed_rows": 2}, output={"on_exists": "overwrite"})) == 0
+
+
+def test_an_interrupted_overwrite_leaves_the_old_output_and_goes_on_beside_it(
+    folder: Path, model_folder: Path, spine: Spine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run_job(job(folder, model_folder))
+    before = {path: path.read_bytes() for path in (folder / "out").rglob("*") if path.is_file()}
+    new = job(folder, model_folder, output={"on_exists": "overwrite", "prefix": "new_", "format": "arrow"})
+    spine.units_before_end = 3
+    with pytest.raises(BackendError):
+        run_job(new)
+    spine.units_before_end = None
+    with monkeypatch.context() as patch, pytest.raises(OutputError, match="as if"):
+        patch.setattr("pipelines.finish.change_places", _crash)
+        run_job(new)
+    assert spine.num_units == 4 + 3 + 1
+    assert before == {path: path.read_bytes() for path in (folder / "out").rglob("*") if path.is_file()}
+    assert run_job(new) == 0
+    assert spine.num_units == 4 + 3 + 1, "all was done, but for the exchange"
+    (part,) = (folder / "out").glob("part-*")
+    assert part.name == "part-00000-1.arrow"
+    assert "new_label" in pa.ipc.open_file(part).schema.names
+    assert (report(folder)["rows"], report(folder)["output"]) == (100, str(folder / "out"))
+    assert (folder / "out" / "_gptj_batch" / "report.html").exists()
+    assert sorted(path.name for path in folder.iterdir()) == ["in", "out"]
+
+
+def test_overwriting_again_does_everything_again(folder: Path, model_folder: Path, spine: Spine) -> None:
+    new = job(folder, model_folder, output={"on_exists": "overwrite"})
+    for number, name in enumerate(("part-00000.parquet", "part-00000-1.parquet", "part-00000-2.parquet"), 1):
+        assert run_job(new) == 0
+        assert spine.num_units == 4 * number
+        assert [part.name for part in (folder / "out").glob("part-*")] == [name]
+    assert run_job(job(folder, model_folder)) == 0 and spine.num_units == 12, "which then is complete"
+
+
+def _crash(*arguments: Any) -> None:
+    raise OutputError("as if the machine had gone")
 
 
 def test_a_bad_file_that_was_left_out_is_3_and_named(

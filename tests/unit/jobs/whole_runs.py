@@ -38,7 +38,7 @@ class Spine:
             TokenizeStage(run.task, model, None, run.model.n_positions),
             InferStage(run.task, replica),
             DecodeStage(run.task, model, None, output.prefix),
-            WriteStage(run.plan, output.path, output.compression, run.error_column, run.lineage()),
+            WriteStage(run.plan, run.folder, run.error_column, run.lineage()),
         ]
         facts: dict[str, Any] = {}
         for place in range(len(pending)):

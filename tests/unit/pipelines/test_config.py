@@ -158,19 +158,6 @@ def test_whatever_texts_a_job_holds_it_is_resolved_to_the_same(
 
 
 @pytest.mark.parametrize(
-    ("override", "message"),
-    [
-        ("task.kind=score", "task.kind: score is not in this version; generate, classify and extract are"),
-        ("task.kind=embed", "task.kind: embed is not in this version"),
-        ("output.partition_by=[label]", "output.partition_by: partitioned output is not in this version"),
-        ("output.format=jsonl", "output.format: jsonl output is not in this version; parquet is"),
-    ],
-)
-def test_what_is_not_in_this_version_says_so(override: str, message: str) -> None:
-    assert refusal(GENERATE, override).startswith(f'override "{override}": {message}')
-
-
-@pytest.mark.parametrize(
     ("override", "name", "value"),
     [
         ("task.num_beams=4", "num_beams", 4),
@@ -179,6 +166,8 @@ def test_what_is_not_in_this_version_says_so(override: str, message: str) -> Non
         ("task.early_stopping=never", "early_stopping", "never"),
         ("task.choices=[a, b]", "choices", ("a", "b")),
         ("task.regex='[a-z]+'", "regex", "[a-z]+"),
+        ("task.settings_column=options", "settings_column", "options"),
+        ("task.deduplicate=true", "deduplicate", True),
         ("task.json_schema={type: object, required: [a]}", "json_schema", {"type": "object", "required": ["a"]}),
         ("""task.json_schema='{"type": "object"}'""", "json_schema", '{"type": "object"}'),
     ],
@@ -192,13 +181,16 @@ def test_how_text_is_generated_survives_being_written_and_read(override: str, na
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("task.calibrate=content_free", "calibration is not in this version"),
         ("task.top_k=3", "it belongs to `classify` with method head"),
-        ("task.text={{ text }}", "it belongs to `classify` with method head"),
+        ("task.text={{ text }}", "it belongs to `classify` with method head, to `score` and to `embed`"),
         ("task.multi_label_threshold=0.5", "it belongs to `classify` with method head"),
         ("task.choices=[a, b]", "it belongs to `generate`; `classify` has labels"),
         ("task.regex=a+", "it belongs to `generate`"),
         ("task.num_beams=4", "it belongs to `generate`"),
+        ("task.calibrate=context_free", "task.calibrate: must be 'none' or 'content_free', got 'context_free'"),
+        ("task.abstain_below=2", "task.abstain_below: must be less than or equal to 1, got 2"),
+        ("task.abstain_bellow=0.5", "task.abstain_bellow: no such setting; did you mean task.abstain_below?"),
+        ("task.deduplicate=1", "task.deduplicate: must be true or false, got 1"),
     ],
 )
 def test_what_classify_by_prompt_does_not_have_says_so(override: str, message: str) -> None:
@@ -214,8 +206,9 @@ HEAD = SHORT.replace("method: prompt, prompt:", "method: head, text:").replace(
     ("override", "message"),
     [
         ("task.labels=[a, b]", "it belongs to `classify` with method prompt; a trained head brings its own labels"),
-        ("task.prompt=x", "it belongs to `generate` and to `classify` with method prompt"),
+        ("task.prompt=x", "it belongs to `generate`, and to `classify` and `extract` with method prompt"),
         ("task.likelihood=mean", "it belongs to `classify` with method prompt"),
+        ("task.calibrate=content_free", "it belongs to `classify` with method prompt"),
         ("task.multi_label_threshhold=0.1", "no such setting; did you mean task.multi_label_threshold?"),
         ("task.multi_label_threshold=2", "must be less than or equal to 1, got 2"),
         ("task.top_k=0", "must be greater than or equal to 1, got 0"),
@@ -232,8 +225,11 @@ EXTRACT = 'name: x\ninput: {path: a}\ntask: {kind: extract, question: "Who?", co
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("task.method=prompt", "task.method: prompt is not in this version; head is"),
-        ("task.method=heads", "task.method: must be head, got 'heads'"),
+        ("task.method=heads", "task.method: must be head or prompt, got 'heads'"),
+        ("task.prompt=x", "it belongs to `generate`, and to `classify` and `extract` with method prompt"),
+        ("task.max_answers=3", "it belongs to `extract` with method prompt; by head, top_k is as many answers"),
+        ("task.scoring=hf", "task.scoring: must be 'global_softmax' or 'pipeline', got 'hf'"),
+        ("task.window_tokens=0", "must be greater than or equal to 1, got 0"),
         ("task.stride=5", "task.stride: no such setting; did you mean task.stride_tokens?"),
         ("task.max_answer_tokens=0", "must be greater than or equal to 1, got 0"),
         ("task.question=", "task.question: must be a text, got None"),
@@ -243,14 +239,70 @@ def test_what_extract_does_not_take_says_so(override: str, message: str) -> None
     assert message in refusal(EXTRACT, override)
 
 
-def test_jobs_with_a_head_survive_being_written_and_read() -> None:
-    for text in (HEAD, EXTRACT):
+SCORE = 'name: x\ninput: {path: a}\ntask: {kind: score, text: "{{ a }}", context: "{{ q }}"}\noutput: {path: out}\n'
+EMBED = 'name: x\ninput: {path: a}\ntask: {kind: embed, text: "{{ a }}", layer: -2}\noutput: {path: out}\n'
+
+
+@pytest.mark.parametrize(
+    ("text", "override", "message"),
+    [
+        (SCORE, "task.kind=scores", "must be generate, classify, extract, score or embed, got 'scores'; did you mean"),
+        (SCORE, "task.stride=5", "task.stride: no such setting; did you mean task.stride_tokens?"),
+        (SCORE, "task.stride_tokens=0", "must be greater than or equal to 1, got 0"),
+        (SCORE, "task.truncate=right", "task.truncate: must be 'left' or 'error', got 'right'"),
+        (SCORE, "task.context=[q]", "task.context: must be a text, got a list"),
+        (SCORE, "task.prompt=x", "it belongs to `generate`, and to `classify` and `extract` with method prompt"),
+        (SCORE, "task.pooling=mean", "task.pooling: no such setting; there are kind, text, context, stride_tokens"),
+        (EMBED, "task.pooling=max", "task.pooling: must be 'mean' or 'last', got 'max'"),
+        (EMBED, "task.pool=last", "task.pool: no such setting; did you mean task.pooling?"),
+        (EMBED, "task.layer=0.5", "task.layer: must be a whole number, got 0.5"),
+        (EMBED, "task.normalize=1", "task.normalize: must be true or false, got 1"),
+        (EMBED, "task.text=''", "task.text: must not be empty"),
+        (EMBED, "task.top_k=3", "it belongs to `classify` with method head, to `extract` with method head"),
+    ],
+)
+def test_what_score_and_embed_do_not_take_says_so(text: str, override: str, message: str) -> None:
+    assert message in refusal(text, override)
+
+
+EXTRACT_PROMPT = (
+    "name: x\ninput: {path: a}\n"
+    'task: {kind: extract, method: prompt, prompt: "{{ c }} A:", context: "{{ c }}", max_answers: 2}\n'
+    "output: {path: out}\n"
+)
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("task.question=Who?", "it belongs to `extract` with method head; with method prompt it is part of the prompt"),
+        ("task.top_k=2", "it belongs to `classify` with method head, to `extract` with method head and to `generate`"),
+        ("task.stride_tokens=3", "task.stride_tokens: no such setting"),
+        ("task.max_answer=3", "task.max_answer: no such setting; did you mean task.max_answers?"),
+        ("task.max_answers=0", "must be greater than or equal to 1, got 0"),
+        ("task.separator=' '", "separator (' ') must be more than spaces, where max_answers (2) is above 1"),
+        ("task.truncate=middle", "task.truncate: must be 'left', 'right' or 'error', got 'middle'"),
+        ("task.context=", "task.context: must be a text, got None"),
+        ("task.method=[prompt]", "task.method: must be head or prompt, got ['prompt']"),
+        (
+            "task.method=head",
+            "task.prompt: it belongs to `generate`, and to `classify` and `extract` with method prompt",
+        ),
+    ],
+)
+def test_what_extract_by_prompt_does_not_take_says_so(override: str, message: str) -> None:
+    assert message in refusal(EXTRACT_PROMPT, override)
+
+
+def test_jobs_of_every_kind_survive_being_written_and_read() -> None:
+    pipeline = EXTRACT.replace("kind: extract", "kind: extract, scoring: pipeline")
+    for text in (HEAD, EXTRACT, pipeline, EXTRACT_PROMPT, SCORE, EMBED):
         job = job_of(text)
         assert job_of(job.to_yaml()) == job
 
 
 def test_all_of_it_is_said_at_once() -> None:
-    lines = refusal(GENERATE, "task.calibrate=content_free", "task.labels=[a]", "output.partition_by=[a]").splitlines()
+    lines = refusal(GENERATE, "task.calibrate=content_free", "task.labels=[a]", "task.text=a").splitlines()
     assert len(lines) == 3 and all(line.endswith("; leave it out") for line in lines)
 
 
@@ -258,7 +310,7 @@ def test_all_of_it_is_said_at_once() -> None:
 def test_what_asks_for_nothing_is_let_through_and_is_no_setting(setting: str) -> None:
     block, name = setting.split(".")
     for value in LATER[setting][0]:
-        values = parse_job(EXTRACT if name in ("prompt", "labels", "likelihood") else SHORT, "job.yaml")
+        values = parse_job(EXTRACT if name in ("prompt", "labels", "likelihood", "calibrate") else SHORT, "job.yaml")
         values.values.setdefault(block, {})[name] = value
         assert name not in check_job(values).model_dump().get(block, {})
 
@@ -296,6 +348,13 @@ def test_top_k_belongs_to_generate() -> None:
         ("replicas.gpus_each=1.5", "replicas.gpus_each: must be a share of one GPU or a whole number of them"),
         ("output.path=''", "output.path: must not be empty"),
         ("output.compression=zip", "output.compression: must be 'zstd'"),
+        ("output.format=csv", "output.format: must be 'parquet', 'arrow' or 'jsonl', got 'csv'"),
+        ("output={path: x, format: arrow, compression: gzip}", "arrow is compressed with zstd, lz4 or none, got gzip"),
+        ("output={path: x, format: jsonl, compression: lz4}", "jsonl is compressed with none, zstd or gzip, got lz4"),
+        ("output.partition_by=[a, a]", "output.partition_by: must name columns, each once"),
+        ("output.partition_by=['']", "output.partition_by: must name columns, each once"),
+        ("output.partition_by=a", "output.partition_by: must be a list"),
+        ("output.row_group_rows=0", "output.row_group_rows: must be greater than or equal to 1"),
         ("output.target_file_mb=0", "output.target_file_mb: must be greater than or equal to 1"),
         ("output.prefix=__gptj_batch_x", "output.prefix: __gptj_batch_ is what columns between the stages begin with"),
         ("errors.max_failed_rows=-1", "errors.max_failed_rows: must be greater than or equal to 0"),
@@ -307,6 +366,31 @@ def test_top_k_belongs_to_generate() -> None:
 )
 def test_what_cannot_work_is_refused_with_the_rule_and_what_was_found(override: str, message: str) -> None:
     assert message in refusal(GENERATE, override)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "compression", "ending"),
+    [
+        ([], "zstd", ".parquet"),
+        (["output.format=arrow"], "zstd", ".arrow"),
+        (["output.format=jsonl"], "none", ".jsonl"),
+        (["output.format=jsonl", "output.compression=null"], "none", ".jsonl"),
+        (["output.format=jsonl", "output.compression=zstd"], "zstd", ".jsonl.zst"),
+        (["output.compression=gzip", "output.format=jsonl"], "gzip", ".jsonl.gz"),
+    ],
+)
+def test_json_lines_are_compressed_only_where_that_is_asked_for(
+    overrides: list[str], compression: str, ending: str
+) -> None:
+    job = job_of(GENERATE, *overrides)
+    assert (job.output.compression, job.output.form.ending) == (compression, ending)
+    assert job_of(job.to_yaml()) == job
+
+
+def test_partitions_survive_being_written_and_read() -> None:
+    job = job_of(GENERATE, "output.partition_by=[lang, label]", "output.row_group_rows=1000")
+    assert job.output.form.partition_by == ("lang", "label") and job_of(job.to_yaml()) == job
+    assert job_of(GENERATE, "output.partition_by=null") == job_of(GENERATE)
 
 
 def test_the_fewest_replicas_are_not_more_than_the_most() -> None:

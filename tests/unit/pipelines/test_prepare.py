@@ -186,9 +186,17 @@ def test_an_output_by_another_name_is_the_same_output(make_job: MakeJob, records
 # The model
 
 
-def test_a_backend_of_later_is_refused(make_job: MakeJob) -> None:
-    with pytest.raises(ConfigError, match=r"backend\.kind: vllm is not in this version"):
-        prepare(make_job(backend={"kind": "vllm"}))
+def test_a_backend_that_cannot_run_the_job_is_refused(make_job: MakeJob) -> None:
+    with pytest.raises(ConfigError, match=r"model\.dtype: int8 is the native engine's own"):
+        prepare(make_job(backend={"kind": "vllm"}, model={"path": "demo", "dtype": "int8"}))
+
+
+def test_what_vllm_is_told_beside_our_settings_decides_the_output(make_job: MakeJob) -> None:
+    plain, told = (
+        make_job(backend={"kind": "auto", "engine_kwargs": given}) for given in ({}, {"quantization": "fp8"})
+    )
+    assert prepare(plain).fingerprint()["backend"] == {"kind": "auto"}
+    assert prepare(told).fingerprint()["backend"] == {"kind": "auto", "engine_kwargs": {"quantization": "fp8"}}
 
 
 def test_a_model_that_is_not_there_is_refused(make_job: MakeJob, tmp_path: Path) -> None:
@@ -238,6 +246,44 @@ def test_the_columns_of_a_classifier_are_those_of_its_checkpoint(make_job: MakeJ
     change_config(own_model, id2label={"0": "a", "1": "b"})
     with pytest.raises(CheckpointError, match="a regression of 2 values"):
         prepare(job)
+
+
+SCORE, EMBED = ({"kind": kind, "text": "{{ text }}"} for kind in ("score", "embed"))
+
+
+@pytest.mark.parametrize(
+    "architecture", ["GPTJModel", "GPTJForCausalLM", "GPTJForSequenceClassification", "GPTJForQuestionAnswering"]
+)
+def test_any_gptj_gives_embeddings_as_wide_as_itself(make_job: MakeJob, own_model: Path, architecture: str) -> None:
+    change_config(own_model, architectures=[architecture], n_embd=24)
+    run = prepare(make_job(task=EMBED, model={"path": str(own_model)}, backend={"kind": "native"}))
+    assert run.task.adds.field("embedding").type == pa.list_(pa.float32(), 24)
+
+
+def test_other_classes_give_neither_embeddings_nor_scores(make_job: MakeJob, own_model: Path) -> None:
+    change_config(own_model, architectures=["GPTJForTokenClassification"])
+    native = {"model": {"path": str(own_model)}, "backend": {"kind": "native"}}
+    with pytest.raises(CheckpointError, match=r"task\.kind embed needs a GPTJForCausalLM or .* or a GPTJModel"):
+        prepare(make_job(task=EMBED, **native))
+    change_config(own_model, architectures=["GPTJModel"])
+    with pytest.raises(CheckpointError, match=r"holds a GPTJModel; task\.kind score needs a GPTJForCausalLM"):
+        prepare(make_job(task=SCORE, **native))
+
+
+@pytest.mark.parametrize(
+    ("task", "message"),
+    [
+        ({**EMBED, "layer": 3}, r"task\.layer: must lie between -3 and 2, .* got 3"),
+        ({**EMBED, "text": "{{ txt }}"}, r'task\.text: the input has no column "txt"'),
+        ({**SCORE, "stride_tokens": 64}, r"task\.stride_tokens: must be below 64, .* got 64"),
+        ({**SCORE, "context": "{{ txt }}"}, r'task\.context: the input has no column "txt"'),
+    ],
+)
+def test_what_the_model_or_the_input_rules_out_is_found_before_the_run(
+    make_job: MakeJob, task: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ConfigError, match=message):
+        prepare(make_job(task=task))
 
 
 def test_a_question_must_leave_room_in_the_context(make_job: MakeJob) -> None:
@@ -316,7 +362,6 @@ def test_there_are_never_more_units_than_the_planner_handles(rows: int) -> None:
         {"model": {"dtype": "float32"}},
         {"backend": {"kind": "native"}},
         {"output": {"prefix": "g_"}},
-        {"output": {"compression": "snappy"}},
     ],
     ids=str,
 )
@@ -332,6 +377,7 @@ def test_what_changes_the_output_changes_the_fingerprint(make_job: MakeJob, bloc
         {"backend": {"kind": "fake", "max_running": 3, "kv_cache_gb": 1.0}},
         {"replicas": {"min": 1, "max": 7, "cpus_each": 2.0}},
         {"output": {"on_exists": "overwrite", "target_file_mb": 1}},
+        {"output": {"format": "jsonl", "compression": "gzip", "partition_by": ["id"]}},
         {"errors": {"max_failed_rows": 0.5, "bad_files": "skip"}},
     ],
     ids=str,
@@ -391,7 +437,7 @@ def finish_unit(run: Run, index: int) -> None:
 def finish(run: Run) -> None:
     for index in range(run.plan.num_units):
         finish_unit(run, index)
-    publish(run.job.output.path, run.plan.num_units, 2**20)
+    publish(run.job.output.path, run.plan.num_units, run.job.output.form)
 
 
 @pytest.mark.parametrize("on_exists", ["resume", "overwrite", "fail"])
@@ -433,6 +479,41 @@ def test_overwriting_takes_away_the_old_output_and_nothing_else(make_job: MakeJo
     assert not output_of(again).success.exists() and not output_of(again).parts()
     assert (tmp_path / "out" / "notes.txt").read_text() == "mine"
     assert json.loads(output_of(again).plan.read_text())["task"]["seed"] == 5
+
+
+def test_another_form_is_taken_until_the_output_is_complete(make_job: MakeJob) -> None:
+    run = prepare(make_job())
+    claim_output(run)
+    other = prepare(make_job(output={"format": "arrow", "compression": "lz4"}))
+    assert len(claim_output(other)) == 4
+    finish(other)
+    assert len(claim_output(other)) == 0
+    with pytest.raises(ConfigError) as caught:
+        claim_output(run)
+    assert 'output.compression: "lz4" -> "zstd"\n  output.format: "arrow" -> "parquet"\n' in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("column", "message"),
+    [
+        ("labl", r'the output has no column "labl"; it has "text", "score", "tags", "_hidden", "generated_text"'),
+        ("score", r'"score" is double; partitions are by text, whole numbers'),
+        ("tags", r'"tags" is list<.*>; partitions are by text'),
+        ("_hidden", r'readers take no folder whose name begins with "_", as that of "_hidden"'),
+    ],
+)
+def test_columns_that_cannot_name_folders_are_refused(
+    make_job: MakeJob, records: Path, column: str, message: str
+) -> None:
+    rewrite(records, score=[0.5], tags=[["x"]], _hidden=["x"])
+    with pytest.raises(ConfigError, match=rf"^output\.partition_by: {message}"):
+        prepare(make_job(output={"partition_by": ["text", column]}))
+
+
+def test_partitions_are_by_columns_of_the_input_and_by_added_ones_with_their_prefix(make_job: MakeJob) -> None:
+    prepare(make_job(output={"partition_by": ["id", "g_finish_reason"], "prefix": "g_"}))
+    with pytest.raises(ConfigError, match='has no column "finish_reason"'):
+        prepare(make_job(output={"partition_by": ["finish_reason"], "prefix": "g_"}))
 
 
 def test_another_configuration_is_refused_with_what_differs(make_job: MakeJob) -> None:
@@ -491,3 +572,12 @@ def test_results_without_a_plan_are_not_gone_on_with(make_job: MakeJob) -> None:
 def test_a_bucket_is_refused_as_an_output(make_job: MakeJob) -> None:
     with pytest.raises(ConfigError, match=r"output\.path: s3:// is not written to"):
         claim_output(prepare(make_job(output={"path": "s3://bucket/out"})))
+
+
+def test_one_split_of_a_dataset_is_prepared(make_job: MakeJob, tmp_path: Path) -> None:
+    import datasets
+
+    rows = {name: datasets.Dataset.from_dict({"text": ["a"] * size}) for name, size in (("train", 40), ("test", 7))}
+    datasets.DatasetDict(rows).save_to_disk(tmp_path / "saved")
+    job = make_job(input={"path": str(tmp_path / "saved"), "format": "huggingface", "split": "test"})
+    assert prepare(job).plan.num_rows == 7

@@ -25,7 +25,7 @@ class Terminal(io.StringIO):
 
 def unit(rows: int = 10, failed: int = 0, prompt: int = 100, generated: int = 50, truncated: int = 0) -> dict[str, Any]:
     return {
-        "unit": 0, "rows": rows, "failed": failed, "truncated": truncated, "prompt_tokens": prompt,
+        "unit": 0, "rows": rows, "failed": failed, "truncated": truncated, "duplicates": 2, "prompt_tokens": prompt,
         "generated_tokens": generated, "backend": "{}",
     }  # fmt: skip
 
@@ -37,7 +37,9 @@ def started(total: int = 100, stream: io.StringIO | None = None) -> tuple[Progre
 
 def test_units_add_up() -> None:
     counts = Counts().plus(unit(10, 1, 100, 50, 2)).plus(unit(5, 0, 20, 5, 1))
-    assert counts == Counts(units=2, rows=15, failed=1, truncated=3, prompt_tokens=120, generated_tokens=55)
+    assert counts == Counts(
+        units=2, rows=15, failed=1, truncated=3, duplicates=4, prompt_tokens=120, generated_tokens=55
+    )
     assert counts.tokens == 175
 
 

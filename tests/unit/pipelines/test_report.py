@@ -15,7 +15,7 @@ from pipelines.progress import Counts
 from pipelines.report import MAX_REASONS, Report, count_errors, read_report, write_report
 
 MakeJob = Callable[..., Job]
-COUNTS = Counts(units=4, rows=100, failed=2, truncated=3, prompt_tokens=5000, generated_tokens=800)
+COUNTS = Counts(units=4, rows=100, failed=2, truncated=3, duplicates=1234, prompt_tokens=5000, generated_tokens=800)
 
 
 def finished(job: Job, errors: Sequence[str | None]) -> Run:
@@ -72,6 +72,7 @@ def test_the_summary_says_what_was_done_and_why_rows_failed(report: Report) -> N
     assert report.summary().splitlines() == [
         "100 rows: 98 done, 2 failed; 100 in this run, in 10 s (10.0 rows/s, 580 tokens/s)",
         "3 prompts were cut to fit the context (task.truncate)",
+        "1,234 duplicates were computed once, with another row (task.deduplicate)",
         "  1 x too long",
         "  1 x is null",
         "2 of 100 rows failed, more than errors.max_failed_rows (0.01) allows: exit code 3",
@@ -80,7 +81,7 @@ def test_the_summary_says_what_was_done_and_why_rows_failed(report: Report) -> N
 
 
 def test_the_summary_of_a_good_run_is_short(make_job: MakeJob) -> None:
-    made = report_of(finished(make_job(), failing()), replace(COUNTS, truncated=0))
+    made = report_of(finished(make_job(), failing()), replace(COUNTS, truncated=0, duplicates=0))
     assert made.summary().splitlines() == [
         "100 rows: 100 done, 0 failed; 100 in this run, in 10 s (10.0 rows/s, 580 tokens/s)",
         f"output: {made.output}",

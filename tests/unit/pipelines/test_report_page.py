@@ -29,7 +29,7 @@ def page_of(make_job: MakeJob, tmp_path: Path) -> Callable[..., str]:
             no_errors = pa.nulls(table.num_rows, pa.string())
             pq.write_table(table.append_column(run.error_column, no_errors), folder.part(index, len(parts)))
         report = Report.of_units(run, Counts(), 1.0, 0.0, {"kind": "fake"})
-        write_page(Report(**{**vars(report), **facts}), list(parts[0]))
+        write_page(Report(**{**vars(report), "columns": list(parts[0]), **facts}))
         return (folder.private / "report.html").read_text(encoding="utf-8")
 
     return page
@@ -45,6 +45,22 @@ def test_numbers_are_a_line(page_of: Callable[..., str]) -> None:
     one, three = pa.array([None, 3], pa.int32()), pa.array([3, None], pa.int32())
     page = page_of({"score": [0.0, 4.0], "tokens": one}, {"score": [2.0, None], "tokens": three})
     assert "from 0 to 4, mean 2" in page and "from 3 to 3, mean 3" in page
+
+
+def test_numbers_that_are_not_finite_are_left_out(page_of: Callable[..., str]) -> None:
+    nothing = pa.array([float("nan"), None], pa.float64())
+    page = page_of(
+        {"perplexity": [2.0, float("inf")], "nothing": nothing}, {"perplexity": [4.0, float("nan")], "nothing": nothing}
+    )
+    assert "from 2 to 4, mean 3" in page and "<h2>nothing</h2>" not in page
+    assert "inf" not in page and "nan" not in page
+
+
+def test_vectors_are_a_line_of_their_lengths(page_of: Callable[..., str]) -> None:
+    kind = pa.list_(pa.float32(), 2)
+    vectors = pa.array([[1.0, 1.0], None, [3.0, 4.0], [0.0, 1.0]], kind).slice(1)
+    page = page_of({"embedding": vectors}, {"embedding": pa.nulls(2, kind)})
+    assert "vectors of 2 numbers, their lengths from 1 to 5, mean 3" in page
 
 
 def test_free_text_lists_and_nulls_are_left_out(page_of: Callable[..., str]) -> None:

@@ -229,3 +229,70 @@ def test_tens_of_thousands_of_records_render_in_a_second():
 @given(st.text(st.characters(exclude_categories=["Cs"])))
 def test_any_text_is_rendered_as_it_is(text):
     assert PromptTemplate("<{{ text }}>\n").render({"text": text}) == f"<{text}>\n"
+
+
+# Whose text it is
+
+
+def marked(source: str, **more: object) -> str:
+    """The prompt, with the record's text in brackets."""
+    prompt = PromptTemplate(source).render_with_spans({**RECORD, **more})
+    text = prompt.text
+    for start, end in reversed(prompt.spans):
+        text = f"{text[:start]}[{text[start:end]}]{text[end:]}"
+    own = "".join(part.partition("]")[2] for part in ("]" + text).split("["))
+    assert prompt.own_text == own
+    return text
+
+
+@pytest.mark.parametrize(
+    ("source", "expected"),
+    [
+        ("A {{ text }}\nB", "A [héllo]\nB"),
+        ("{{ text }}{{ n }}", "[héllo][5]"),
+        ("{{ text | upper }}: {{ text[:2] ~ n }}", "[HÉLLO]: [hé5]"),
+        ("{{ meta.a }} {{ tags | join(', ') }}", "[1] [a, b]"),
+        ("{% for tag in tags %}{{ loop.index }}. {{ tag }}\n{% endfor %}", "1. [a]\n2. [b]\n"),
+        ("{% if title %}{{ title }}: {% else %}none: {% endif %}{{ text }}", "none: [héllo]"),
+        ("{{ 'fixed' }} {{ 1 + 2 }} {{ text }}", "fixed 3 [héllo]"),
+        ("{% for e in [{'text': 'T', 'y': 'W'}] %}{{ e.text }}-{{ e.y }} {% endfor %}{{ text }}", "T-W [héllo]"),
+        ("{% for text in ['T'] %}{{ text }} {% endfor %}{{ text }}", "T [héllo]"),
+        ("{% for i in range(n) if i > 3 %}{{ i }}{% endfor %}", "[4]"),
+        ("{% for a, b in meta | items %}{{ a }},{% endfor %}", "[a],[b],[format],"),
+        ("{% set x = text | upper %}{% set y = 'Y' %}{{ x }}{{ y }}", "[HÉLLO]Y"),
+        ("{% set x = 'X' %}{% if n %}{% set x = text %}{% endif %}{{ x }}", "[héllo]"),
+        ("{% if n %}{% set x = text %}{% else %}{% set x = 'X' %}{% endif %}{{ x }}", "[héllo]"),
+        ("{% if not title %}{% set title = 'none' %}{% endif %}{{ title }}", "[none]"),
+        ("{% set x %}a {{ text }}{% endset %}{% set y %}b{% endset %}{{ x }}\n{{ y }}", "[a héllo]\nb"),
+        ("{% with x = text, y = 'Y' %}{{ x }}{{ y }}{% endwith %}", "[héllo]Y"),
+        ("{% macro m(t) %}<{{ t }}>{% endmacro %}{{ m('a') }}{{ m(text) }}", "<a>[<héllo>]"),
+        ("{% macro m(t) %}{{ t }}{{ text }}{% endmacro %}{{ m('a') }}", "[ahéllo]"),
+        ("{% block b %}a {{ text }}{% endblock %}", "a [héllo]"),
+        ("{% filter upper %}a {{ text }}{% endfilter %}b", "A HÉLLOb"),
+        ("{{ text }}{{ empty }}", "[héllo]"),
+    ],
+)
+def test_what_shows_a_column_is_the_records_and_all_else_the_templates(source, expected):
+    assert marked(source, empty="") == expected
+
+
+def test_a_constant_that_is_the_same_text_as_a_value_is_still_the_templates():
+    assert marked("{{ a }}x{{ a }}\n{{ b }}\n", a="x", b="\n") == "[x]x[x]\n[\n]\n"
+    assert marked("{% set y %}{{ a }}{% endset %}x{{ y }}", a="x") == "x[x]"
+
+
+@pytest.mark.parametrize(
+    ("source", "own"),
+    [
+        ("A {{ text }}\nB", "A \nB"),
+        ("no column", "no column"),
+        ("{% for e in ['a', 'b'] %}{{ e }};{% endfor %}{{ text }}", "a;b;"),
+        ("{% if text %}a{% endif %}b", None),
+        ("{% for tag in tags %}-{{ tag }}{% endfor %}", None),
+        ("{% filter upper %}{{ text }}{% endfilter %}", None),
+        ("{{ meta.a }}:", None),
+        ("{{ n + 1 }}:", None),
+    ],
+)
+def test_the_text_of_every_prompt_is_known_where_no_record_decides_over_it(source, own):
+    assert PromptTemplate(source).own_text == own

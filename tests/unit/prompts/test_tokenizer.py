@@ -1,5 +1,6 @@
 import json
 import pickle
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -209,6 +210,21 @@ def test_offsets_are_the_characters_that_a_token_holds_a_part_of(small, text):
         assert starts[start] <= first and last <= starts[end], "the characters hold the bytes"
         assert start + 1 == end or (starts[start + 1] > first and starts[end - 1] < last), "and no more than need be"
         first = last
+
+
+@given(TEXTS)
+def test_a_token_lies_within_its_word_and_words_do_not_overlap(small, text):
+    ids, offsets, words = small.encode_with_words(text)
+    assert (ids, offsets) == small.encode_with_offsets(text)
+    assert all(first <= start and end <= last for (start, end), (first, last) in zip(offsets, words, strict=True))
+    distinct = sorted(set(words))
+    assert all(left[1] <= right[0] for left, right in pairwise(distinct))
+
+
+def test_words_are_what_a_text_is_cut_into_before_there_are_tokens(small):
+    text = "xyzzy don't  12?!"
+    words = dict.fromkeys(small.encode_with_words(text)[2])
+    assert [text[start:end] for start, end in words] == ["xyzzy", " don", "'t", " ", " 12", "?!"]
 
 
 def test_gptj_has_its_50400_tokens_in_order(gptj):

@@ -1,8 +1,9 @@
+import gzip
+
 import pyarrow as pa
 import pytest
 
-from gptj_batch.errors import InputError
-from gptj_batch.records.footers import BadFile, InputFile, agreed_schema, inspect_files
+from gptj_batch.records.footers import BadFile, InputFile, inspect_files
 from gptj_batch.records.locate import find_files
 
 from .tables import every_type, numbered, write_arrow, write_parquet
@@ -11,10 +12,6 @@ from .tables import every_type, numbered, write_arrow, write_parquet
 def inspected(path, file_format="parquet"):
     (answer,) = inspect_files([(file, file_format) for file in find_files(str(path))])
     return answer
-
-
-def with_schema(name: str, **types: pa.DataType) -> InputFile:
-    return InputFile(f"/data/{name}.parquet", "parquet", 1, 100, 0, pa.schema(list(types.items())))
 
 
 def test_a_parquet_footer_gives_rows_bytes_and_columns(tmp_path):
@@ -85,26 +82,23 @@ def test_an_extension_that_nobody_knows_is_kept_with_its_name(tmp_path):
     assert isinstance(file, InputFile) and file.schema.field("x").metadata[b"ARROW:extension:name"] == b"acme.colour"
 
 
-def test_the_order_of_columns_and_their_metadata_may_differ():
-    first, second = with_schema("a", id=pa.int64(), text=pa.string()), with_schema("b", text=pa.string(), id=pa.int64())
-    assert agreed_schema([first, second]).equals(first.schema, check_metadata=True)
+@pytest.mark.parametrize(
+    ("name", "content", "rule"),
+    [
+        ("a.jsonl", b"", "the file is empty"),
+        ("a.jsonl", b'{"id": 1}\n{"id": \n', "line 2: it is not JSON"),
+        ("a.csv", b"id,text\n1\n", "line 2: the row has 1 field, and the header 2"),
+        ("a.csv.gz", gzip.compress(b"id,text\n1,a\n" * 1000)[:-9], "not a whole CSV file: Truncated compressed stream"),
+        ("a.jsonl.zst", b"plain", "not a whole JSON lines file: "),
+    ],
+)
+def test_a_file_of_text_that_cannot_be_read_is_bad_and_says_why(tmp_path, name, content, rule):
+    (tmp_path / name).write_bytes(content)
+    bad = inspected(tmp_path / name, "csv" if "csv" in name else "jsonl")
+    assert isinstance(bad, BadFile) and rule in bad.rule
 
 
-def test_a_column_is_nullable_where_any_file_says_so():
-    strict = InputFile("/a", "parquet", 1, 1, 0, pa.schema([pa.field("id", pa.int64(), nullable=False)]))
-    assert agreed_schema([strict, strict]).field("id").nullable is False
-    assert agreed_schema([strict, with_schema("b", id=pa.int64())]).field("id").nullable is True
-
-
-def test_two_types_of_one_column_are_named_with_both_files():
-    files = [with_schema("a", id=pa.int64()), with_schema("b", id=pa.int64()), with_schema("c", id=pa.string())]
-    with pytest.raises(InputError, match=r'"id": it is int64 in /data/a\.parquet and string in /data/c\.parquet'):
-        agreed_schema(files)
-
-
-def test_a_missing_or_extra_column_is_named_with_both_files():
-    few, many = with_schema("a", id=pa.int64()), with_schema("b", id=pa.int64(), text=pa.string())
-    with pytest.raises(InputError, match=r'"text": it is missing in /data/a\.parquet and string in /data/b\.parquet'):
-        agreed_schema([few, many])
-    with pytest.raises(InputError, match=r'"text": it is string in /data/b\.parquet and missing in /data/a\.parquet'):
-        agreed_schema([many, few])
+def test_a_column_that_the_folders_name_has_too_is_refused(tmp_path):
+    write_parquet(tmp_path / "id=1" / "a.parquet", numbered(0, 2))
+    bad = inspected(tmp_path)
+    assert isinstance(bad, BadFile) and 'it has a column "id", and so has its folder' in bad.rule

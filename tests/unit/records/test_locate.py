@@ -89,7 +89,9 @@ def test_a_path_that_leads_to_nothing_is_named(tmp_path, pattern):
 
 @pytest.mark.parametrize("scheme", ["http", "https", "ftp", "hdfs"])
 def test_schemes_that_are_not_read_are_refused(scheme):
-    with pytest.raises(ConfigError, match=rf"input\.path: {scheme}:// is not read; local paths, s3:// and gs:// are"):
+    with pytest.raises(
+        ConfigError, match=rf"input\.path: {scheme}:// is not read; local paths, s3://, gs:// and hf:// are"
+    ):
         find_files(f"{scheme}://example.org/data/*.parquet")
 
 
@@ -100,11 +102,25 @@ def test_a_bucket_keeps_its_options_and_its_key_may_hold_anything():
     assert place.public("bucket/some folder/a.parquet") == "s3://bucket/some folder/a.parquet?region=eu-central-1"
 
 
-@pytest.mark.parametrize("path", ["", "/*/*.parquet", "/year=2024"])
-def test_hive_partitions_below_the_path_are_refused(tmp_path, path):
-    touch(tmp_path, "year=2024/month=1/a.parquet", "year=2024/a.parquet")
-    with pytest.raises(ConfigError, match="is a hive partition; partition columns are not in this version"):
-        find_files(f"{tmp_path}{path}")
+@pytest.mark.parametrize(
+    ("path", "expected"),
+    [
+        ("", [("year", "2024"), ("kind", "a b")]),
+        ("/*/*/*.parquet", [("year", "2024"), ("kind", "a b")]),
+        ("/year=2024", [("kind", "a b")]),
+        ("/year=2024/kind=a%20b", []),
+        ("/year=2024/kind=a%20b/a.parquet", []),
+    ],
+)
+def test_folders_below_the_path_say_of_which_partition_a_file_is(tmp_path, path, expected):
+    touch(tmp_path, "year=2024/kind=a%20b/a.parquet")
+    (file,) = find_files(f"{tmp_path}{path}")
+    assert file.partition == tuple(expected)
+
+
+def test_the_default_partition_has_no_value(tmp_path):
+    touch(tmp_path, "year=__HIVE_DEFAULT_PARTITION__/a.parquet")
+    assert find_files(str(tmp_path))[0].partition == (("year", None),)
 
 
 def test_one_partition_can_be_named_and_a_file_may_have_an_equals_sign(tmp_path):
@@ -125,3 +141,10 @@ def test_links_are_followed_by_their_own_names(tmp_path):
     (tmp_path / "data").mkdir()
     (tmp_path / "data" / "a.parquet").symlink_to(tmp_path / "blobs" / "0123")
     assert found(str(tmp_path / "data"), tmp_path) == ["data/a.parquet"]
+
+
+def test_the_hub_is_a_file_system_and_one_message_where_it_cannot_be_reached():
+    place = locate("hf://datasets/owner/name@main/data/*.parquet")
+    assert (place.path, place.public("datasets/x")) == ("datasets/owner/name@main/data/*.parquet", "hf://datasets/x")
+    with pytest.raises(InputError, match=r'input\.path: "hf://datasets/owner/name" cannot be listed: .*'):
+        find_files("hf://datasets/owner/name")

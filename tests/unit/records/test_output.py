@@ -51,6 +51,20 @@ def test_units_and_parts_are_told_from_other_names(tmp_path):
     assert [part.name for part in folder.parts()] == ["part-00000.parquet", "part-00001.parquet"]
 
 
+def test_parts_of_every_format_and_in_partitions_are_found_and_others_are_not(tmp_path):
+    folder = OutputFolder.at(tmp_path)
+    ours = ["part-00000.jsonl", "part-00001.jsonl.zst", "a=1/part-00000.arrow", "a=1/b=x/part-00007.parquet"]
+    theirs = ["part-00000.csv", "a=1/notes.txt", "plain/part-00000.parquet", "_a=1/part-00000.parquet"]
+    for name in (*ours, *theirs):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    (tmp_path / "c=1").symlink_to(tmp_path / "a=1")
+    assert [str(part.relative_to(tmp_path)) for part in folder.parts()] == ours
+    (tmp_path / "a=2").mkdir()
+    folder.remove_empty_partitions()
+    assert not (tmp_path / "a=2").exists() and len(folder.parts()) == len(ours)
+
+
 def test_a_folder_that_is_not_there_has_no_units_and_no_parts(tmp_path):
     folder = OutputFolder.at(tmp_path / "none")
     assert folder.unit_indices() == [] and folder.parts() == []

@@ -9,6 +9,7 @@ import pytest
 from gptj_batch.errors import OutputError
 from gptj_batch.records.footers import InputFile, InputFiles
 from gptj_batch.records.output import OutputFolder
+from gptj_batch.records.part_form import PartForm
 from gptj_batch.records.plan import plan_units
 from gptj_batch.records.progress import (
     clean,
@@ -55,7 +56,7 @@ def test_staged_files_and_units_behind_the_plan_do_not_count(tmp_path):
 
 def test_nothing_is_pending_once_the_output_is_complete(tmp_path):
     begin(tmp_path)
-    publish(tmp_path, 5, 10**6)
+    publish(tmp_path, 5, PartForm(target_file_bytes=10**6))
     assert pending_units(tmp_path, PLAN).tolist() == []
     assert committed_units(tmp_path, PLAN).tolist() == [0, 1, 2, 3, 4]
 
@@ -72,7 +73,7 @@ def test_contents_tells_ours_from_others(tmp_path):
 
 def test_clean_removes_what_is_ours_and_nothing_else(tmp_path):
     begin(tmp_path)
-    publish(tmp_path, 5, 1)
+    publish(tmp_path, 5, PartForm(target_file_bytes=1))
     for name in ("notes.txt", "part-old.parquet"):
         (tmp_path / name).touch()
     clean(tmp_path)
@@ -109,7 +110,7 @@ def test_clean_never_follows_a_link(tmp_path):
 
 def test_a_clean_killed_at_any_step_never_leaves_results_without_what_made_them(tmp_path):
     begin(tmp_path / "made")
-    publish(tmp_path / "made", 5, 1)
+    publish(tmp_path / "made", 5, PartForm(target_file_bytes=1))
     begin(tmp_path / "made")  # complete, and with units besides
     for number in range(1, 100):
         shutil.copytree(tmp_path / "made", tmp_path / str(number))

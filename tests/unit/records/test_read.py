@@ -1,4 +1,6 @@
 import os
+import tracemalloc
+from dataclasses import replace
 from pathlib import Path
 
 import pyarrow as pa
@@ -10,6 +12,7 @@ from gptj_batch.errors import ConfigError, InputError
 from gptj_batch.records.read import list_files, plan_units, read_unit
 
 from .tables import every_type, numbered, same_columns, write_arrow, write_parquet
+from .text_files import json_lines, write_text
 
 
 def units(path: object, max_rows: int = 7, **options: object):
@@ -32,7 +35,10 @@ def test_the_format_follows_from_the_ending_and_other_files_of_a_folder_are_left
     write_arrow(tmp_path / "b.arrow", numbered(5, 8))
     (tmp_path / "README.md").write_text("hello")
     (tmp_path / "dataset_info.json").write_text("{}")
-    assert [file.format for file in list_files(str(tmp_path)).files] == ["parquet", "arrow"]
+    with pytest.raises(ConfigError, match="files of several formats"):
+        list_files(str(tmp_path))
+    named = list_files([f"{tmp_path}/a.PARQUET", f"{tmp_path}/b.arrow"])
+    assert [file.format for file in named.files] == ["parquet", "arrow"]
 
 
 def test_a_format_that_is_given_holds_for_every_file(tmp_path):
@@ -40,26 +46,11 @@ def test_a_format_that_is_given_holds_for_every_file(tmp_path):
     assert list_files(str(tmp_path), "parquet").num_rows == 5
 
 
-@pytest.mark.parametrize("file_format", ["jsonl", "csv", "huggingface"])
-def test_a_format_of_a_later_version_is_refused(tmp_path, file_format):
-    write_parquet(tmp_path / "a.parquet", numbered(0, 5))
-    with pytest.raises(ConfigError, match=f"{file_format} is not in this version, parquet and arrow are"):
-        list_files(str(tmp_path), file_format)
-
-
-@pytest.mark.parametrize("name", ["a.jsonl", "a.csv", "a.csv.gz"])
-def test_a_file_of_a_later_version_beside_good_ones_is_not_dropped_silently(tmp_path, name):
-    write_parquet(tmp_path / "a.parquet", numbered(0, 5))
-    (tmp_path / name).write_text("{}")
-    with pytest.raises(ConfigError, match=rf"{name}: this format is not in this version.*\*\.parquet"):
-        list_files(str(tmp_path))
-
-
 def test_unknown_endings_and_formats_are_refused(tmp_path):
     (tmp_path / "a.dat").write_text("")
     with pytest.raises(ConfigError, match=r"the ending of .*a\.dat names no format; set input\.format"):
         list_files(f"{tmp_path}/a.dat")
-    with pytest.raises(InputError, match=r"no file ends as Parquet.*it leads to a\.dat"):
+    with pytest.raises(InputError, match=r"no file ends as .*it leads to a\.dat"):
         list_files(str(tmp_path))
     with pytest.raises(ConfigError, match=r'input\.format: "orc" is not known'):
         list_files(str(tmp_path), "orc")
@@ -93,7 +84,7 @@ def test_nothing_but_bad_files_is_an_error_even_when_they_may_be_skipped(tmp_pat
 
 def test_files_that_disagree_are_never_skipped(tmp_path):
     write_parquet(tmp_path / "a.parquet", numbered(0, 5))
-    write_parquet(tmp_path / "b.parquet", numbered(0, 5).rename_columns(["id", "txt"]))
+    write_parquet(tmp_path / "b.parquet", numbered(0, 5).rename_columns(["text", "id"]))
     with pytest.raises(InputError, match='do not agree on column "text"'):
         list_files(str(tmp_path), on_bad_file="skip")
 
@@ -237,3 +228,145 @@ def test_all_units_together_are_the_input_whatever_its_layout(tmp_path, num_rows
         start += rows
     together = pa.concat_tables([read_unit(unit) for unit in units(folder, max_rows)])
     assert together.to_pylist() == numbered(0, start).to_pylist()
+
+
+def rows_of(path: object, max_rows: int = 7, **options: object) -> list[dict]:
+    return pa.concat_tables([read_unit(unit) for unit in units(path, max_rows, **options)]).to_pylist()
+
+
+def test_files_that_differ_and_fit_are_read_as_one_table(tmp_path):
+    write_parquet(tmp_path / "a.parquet", pa.table({"id": pa.array([1], pa.int32()), "text": pa.nulls(1)}))
+    write_parquet(tmp_path / "b.parquet", pa.table({"new": [[1]], "id": [2]}))
+    write_parquet(tmp_path / "c.parquet", pa.table({"text": ["c"], "id": pa.array([3], pa.uint8())}))
+    assert list_files(str(tmp_path)).schema.names == ["id", "text", "new"]
+    assert rows_of(tmp_path) == [
+        {"id": 1, "text": None, "new": None},
+        {"id": 2, "text": None, "new": [1]},
+        {"id": 3, "text": "c", "new": None},
+    ]
+
+
+def test_a_column_of_any_type_may_be_missing_in_a_file(tmp_path):
+    write_parquet(tmp_path / "a.parquet", pa.table({"id": [1, 2]}))
+    write_parquet(tmp_path / "b.parquet", every_type())
+    first, second = (read_unit(unit) for unit in units(tmp_path))
+    assert first.column("id").to_pylist() == [1, 2] and second.drop_columns(["id"]).equals(every_type())
+    assert all(first.column(name).null_count == 2 for name in every_type().column_names)
+
+
+def test_rows_are_counted_also_where_a_file_has_none_of_the_columns_asked_for(tmp_path):
+    for name, write in (("a.parquet", write_parquet), ("b.arrow", write_arrow)):
+        write(tmp_path / name, pa.table({"other": [1, 2]}))
+    write_text(tmp_path / "c.jsonl", '{"other": 1}\n{}\n')
+    write_text(tmp_path / "d.csv", "other\n1\n2\n")
+    write_text(tmp_path / "e.jsonl", '{"id": 7}\n')
+    every = [str(path) for path in sorted(tmp_path.iterdir())]
+    read = [read_unit(unit, ["id"]).to_pylist() for unit in units_of(every)]
+    assert read == [[{"id": None}] * 2] * 4 + [[{"id": 7}]]
+
+
+def test_a_value_that_the_merged_type_would_change_is_named_with_its_column(tmp_path):
+    write_parquet(tmp_path / "a.parquet", pa.table({"n": [0.5]}))
+    write_parquet(tmp_path / "b.parquet", pa.table({"n": [1, 2**53 + 1]}))
+    first, second = units(tmp_path)
+    assert read_unit(first).to_pylist() == [{"n": 0.5}]
+    with pytest.raises(InputError, match=r'b\.parquet: rows 0 to 2 .*column "n": it has a int64 that is no double'):
+        read_unit(second)
+
+
+def test_files_without_any_column_are_refused(tmp_path):
+    write_text(tmp_path / "a.jsonl", "{}\n{}\n")
+    with pytest.raises(InputError, match=r"a\.jsonl and all other files have no columns"):
+        list_files(str(tmp_path))
+
+
+def units_of(paths: list[str], max_rows: int = 7) -> list:
+    plan = plan_units(list_files(paths), max_rows)
+    return [plan.unit(index) for index in range(plan.num_units)]
+
+
+@pytest.mark.parametrize("ending", [".parquet", ".jsonl", ".csv.gz"])
+def test_partitions_are_columns_behind_the_files_own(tmp_path, ending):
+    for year, kind in (("2023", "a b"), ("2024", "__HIVE_DEFAULT_PARTITION__"), ("2024", "7")):
+        path = tmp_path / f"year={year}" / f"kind={kind.replace(' ', '%20')}" / f"part{ending}"
+        if ending == ".parquet":
+            write_parquet(path, numbered(0, 1))
+        else:
+            write_text(path, '{"id": 0, "text": "row 0"}\n' if ending == ".jsonl" else "id,text\n0,row 0\n")
+    schema = list_files(str(tmp_path)).schema
+    assert schema == pa.schema([("id", pa.int64()), ("text", pa.string()), ("year", pa.int32()), ("kind", pa.string())])
+    assert [list(row.values()) for row in rows_of(tmp_path)] == [
+        [0, "row 0", 2023, "a b"],
+        [0, "row 0", 2024, "7"],
+        [0, "row 0", 2024, None],
+    ]
+    assert read_unit(units(tmp_path)[0], ["kind"]).to_pylist() == [{"kind": "a b"}]
+
+
+@pytest.mark.parametrize("name", ["a.csv", "a.csv.gz", "a.jsonl", "a.jsonl.zst", "a.jsonl.bz2"])
+@pytest.mark.parametrize("max_rows", [32, 100, 256, 1000])
+def test_every_unit_of_text_has_its_rows_in_whatever_order_they_are_read(tmp_path, name, max_rows):
+    rows = [{"id": i, "text": f'row "{i}",\n' + "x" * (i % 50)} for i in range(1500)]
+    if "jsonl" in name:
+        content = json_lines(rows)
+    else:
+        content = "id,text\n" + "".join(f'{row["id"]},"{row["text"].replace(chr(34), chr(34) * 2)}"\n' for row in rows)
+    write_text(tmp_path / name, content)
+    planned = units(tmp_path, max_rows)
+    for unit in planned[::-1] + planned[::2] + planned:
+        assert read_unit(unit).to_pylist() == rows[unit.start : unit.stop]
+    assert read_unit(planned[1], ["text"]).column_names == ["text"]
+
+
+def test_a_unit_of_text_reads_no_more_than_it_needs(tmp_path):
+    path = write_text(tmp_path / "a.jsonl", json_lines({"text": "x" * 1000 + str(i)} for i in range(20_000)))
+    unit = units(tmp_path, max_rows=512)[30]
+    content = bytearray(path.read_bytes())
+    content[: 30 * 512 * 1000] = b"!" * (30 * 512 * 1000)
+    path.write_bytes(content)
+    assert read_unit(unit).num_rows == 512
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "a.csv", "a.jsonl.gz"])
+def test_a_file_of_text_that_changed_is_refused(tmp_path, name):
+    def write(last: str) -> Path:
+        rows = ["1", "2", last]
+        lines = ["n", *rows] if "csv" in name else [f'{{"n": {row}}}' for row in rows]
+        return write_text(tmp_path / name, "\n".join(lines) + "\n")
+
+    write("3")
+    unit = units(tmp_path)[0]
+    assert read_unit(unit).num_rows == 3
+    write("345678")
+    with pytest.raises(InputError, match=r"the file changed since it was planned \(\d+ bytes then, \d+ now\)"):
+        read_unit(unit)
+    path = write('"secret"')
+    os.utime(path, (0, 0))
+    with pytest.raises(InputError, match=rf'{name}: rows 0 to 3 cannot be read: "n" has a value that is no int64') as e:
+        read_unit(replace(unit, file_bytes=path.stat().st_size))
+    assert "secret" not in str(e.value)
+    path.unlink()
+    with pytest.raises(InputError, match=rf"{name}: rows 0 to 3 cannot be read: .*No such file"):
+        read_unit(unit)
+
+
+def test_memory_stays_flat_however_long_a_text_file_is(tmp_path):
+    with (tmp_path / "a.jsonl").open("w") as file:
+        file.writelines(f'{{"id": {i}, "text": "{"x" * 500}"}}\n' for i in range(100_000))
+    tracemalloc.start()
+    try:
+        unit = units(tmp_path, max_rows=512)[150]
+        assert read_unit(unit).column("id")[0].as_py() == 150 * 512
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < 25 * 2**20, "the file has 52 MB"
+
+
+def test_dictionaries_inside_of_lists_and_structs_are_read_over_several_row_groups(tmp_path):
+    words = pa.array([f"v{i % 9}" for i in range(90)]).dictionary_encode()
+    lists = pa.ListArray.from_arrays(pa.array(range(91), pa.int32()), words)
+    table = pa.table({"lists": lists, "structs": pa.StructArray.from_arrays([words], ["word"])})
+    write_parquet(tmp_path / "a.parquet", table, row_group_size=20)
+    (unit,) = units(tmp_path, max_rows=90)
+    assert read_unit(unit).equals(table)

@@ -18,10 +18,12 @@ from gptj_batch.stages.tokenize import TokenizeStage
 from gptj_batch.tasks.base import Task
 from gptj_batch.tasks.classify import ClassifySettings, ClassifyTask
 from gptj_batch.tasks.classify_head import ClassifyHeadSettings, ClassifyHeadTask
+from gptj_batch.tasks.embed import EmbedSettings, EmbedTask
 from gptj_batch.tasks.extract import ExtractSettings, ExtractTask
 from gptj_batch.tasks.generate import GenerateSettings, GenerateTask
+from gptj_batch.tasks.score import ScoreSettings, ScoreTask
 
-POSITIONS = 64
+POSITIONS, WIDTH = 64, 16
 # Of every row: a good one, one that cannot be rendered, one too long to fit, a good one.
 TEXTS = ["the world", None, "x" * 100, "sports news"]
 GOOD = [True, False, False, True]
@@ -47,6 +49,15 @@ def extract(**settings: Any) -> ExtractTask:
     question = '{{ "?" * (text | length) }}'  # too long for the long text
     values = {"kind": "extract", "question": question, "context": "{{ text }}", "max_question_tokens": 20, **settings}
     return ExtractTask(ExtractSettings.model_validate(values))
+
+
+def score(**settings: Any) -> ScoreTask:
+    values = {"kind": "score", "context": "{{ text }}", "text": " yes", **settings}
+    return ScoreTask(ScoreSettings.model_validate(values))
+
+
+def embed(**settings: Any) -> EmbedTask:
+    return EmbedTask(EmbedSettings.model_validate({"kind": "embed", "text": "{{ text }}", **settings}), WIDTH, 2)
 
 
 def records(texts: Sequence[str | None] = TEXTS) -> pa.Table:

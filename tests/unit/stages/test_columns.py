@@ -6,7 +6,7 @@ from gptj_batch.stages.columns import PREFIX, strings, with_column, without_inte
 
 def test_every_internal_name_begins_alike_and_is_there_once() -> None:
     names = [value for name, value in vars(columns).items() if name.isupper() and isinstance(value, str)]
-    assert len(names) == 10 and len(set(names)) == 10
+    assert len(names) == 11 and len(set(names)) == 11
     assert all(name.startswith(PREFIX) for name in names)
 
 

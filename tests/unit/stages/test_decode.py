@@ -8,12 +8,14 @@ from gptj_batch.records.schema import output_schema
 from gptj_batch.stages.columns import without_internal
 from gptj_batch.stages.decode import DecodeStage
 from gptj_batch.tasks.base import Task
-from stages.tables import GOOD, classify, generate, infer, records, tokenized
+from stages.tables import GOOD, classify, embed, generate, infer, records, score, tokenized
 
 TASKS = {
     "generate": generate(),
     "samples": generate(num_samples=2, temperature=1.0, logprobs=True),
     "classify": classify(likelihood="mean"),
+    "score": score(),
+    "embed": embed(normalize=True),
 }
 
 

@@ -9,6 +9,7 @@ from gptj_batch.errors import BackendError, CheckpointError
 from gptj_batch.stages.columns import (
     BACKEND_FACTS,
     ERROR,
+    IS_DUPLICATE,
     KEY,
     NOTES,
     NUM_DROPPED_TOKENS,
@@ -21,7 +22,19 @@ from gptj_batch.stages.columns import (
 )
 from gptj_batch.stages.infer import InferStage
 from gptj_batch.tasks.base import Task
-from stages.tables import GOOD, classify, classify_head, extract, generate, infer, records, replica, tokenized
+from stages.tables import (
+    GOOD,
+    classify,
+    classify_head,
+    embed,
+    extract,
+    generate,
+    infer,
+    records,
+    replica,
+    score,
+    tokenized,
+)
 
 TASKS = {
     "generate": generate(),
@@ -29,6 +42,8 @@ TASKS = {
     "classify": classify(),
     "classify by head": classify_head(),
     "extract": extract(),
+    "score": score(),
+    "embed": embed(),
 }
 
 
@@ -91,6 +106,13 @@ def test_one_failed_window_fails_its_row(tmp_path: Path, model_folder: Path) -> 
     assert column(after, ERROR) == ["no luck with rows.parquet:0#1", None]
 
 
+def test_a_text_with_nothing_to_ask_is_done_without_a_request(tmp_path: Path, model_folder: Path) -> None:
+    task = score(text="{{ text }}", context=None)
+    after = infer(task, model_folder)(tokenized(tmp_path, task, records(["x", "xyz", "x"]), model_folder))
+    assert [raw["num_scored_tokens"] for raw in column(after, RAW)] == [0, 2, 0]
+    assert column(after, NUM_PROMPT_TOKENS) == [0, 3, 0] and column(after, ERROR) == [None] * 3
+
+
 def test_a_failed_classification_is_an_error_too(tmp_path: Path, model_folder: Path) -> None:
     table = tokenized(tmp_path, classify(), records(["a", "b"]), model_folder)
     after = infer(classify(), model_folder, "rows.parquet:1")(table)
@@ -117,7 +139,8 @@ def test_the_schema_is_the_same_whatever_the_rows(
     full = stage(tokenized(tmp_path, task, records(), model_folder))
     assert table.num_rows == len(texts)
     assert table.schema.equals(full.schema, check_metadata=True)
-    internal = [KEY, UNIT, NUM_DROPPED_TOKENS, NOTES, RAW, NUM_PROMPT_TOKENS, NUM_GENERATED_TOKENS, ERROR]
+    internal = [KEY, UNIT, NUM_DROPPED_TOKENS, NOTES, RAW, NUM_PROMPT_TOKENS, NUM_GENERATED_TOKENS]
+    internal += [IS_DUPLICATE, ERROR]
     assert table.schema.names == ["id", "text", *internal]
     assert table.schema.field(RAW).type == task.raw_type
 
@@ -147,3 +170,62 @@ def test_a_dead_backend_is_no_row_error(tmp_path: Path, model_folder: Path) -> N
 def test_a_replica_without_its_model_says_so() -> None:
     with pytest.raises(CheckpointError, match="/no/such/folder"):
         InferStage(generate(), replica(Path("/no/such/folder")))
+
+
+# Duplicates
+
+
+@pytest.mark.parametrize(
+    "settings", [{}, {"logprobs": True}, {"num_samples": 2, "temperature": 1.0}], ids=["greedy", "logprobs", "samples"]
+)
+def test_rows_come_out_as_without_deduplication(tmp_path: Path, model_folder: Path, settings: dict[str, Any]) -> None:
+    texts = ["a", "b", "a", None, "a", "b"]
+    plain, once = generate(**settings), generate(**settings, deduplicate=True)
+    table = tokenized(tmp_path, plain, records(texts), model_folder)
+    expected, after = infer(plain, model_folder)(table), infer(once, model_folder)(table)
+    assert column(after, RAW) == column(expected, RAW)
+    assert column(after, ERROR) == column(expected, ERROR)
+    assert after.schema.equals(expected.schema)
+    copied = [row in (2, 4, 5) and "num_samples" not in settings for row in range(6)]
+    assert column(after, IS_DUPLICATE) == copied
+    tokens = [
+        0 if is_copy else own for is_copy, own in zip(copied, column(expected, NUM_GENERATED_TOKENS), strict=True)
+    ]
+    assert column(after, NUM_GENERATED_TOKENS) == tokens
+
+
+def test_labels_of_equal_rows_are_computed_once_over_all_tables_of_a_replica(
+    tmp_path: Path, model_folder: Path
+) -> None:
+    for task in (classify(deduplicate=True), classify_head(deduplicate=True)):
+        stage = infer(task, model_folder)
+        table = tokenized(tmp_path, task, records(["a", "b", "a"]), model_folder)
+        assert column(stage(table), IS_DUPLICATE) == [False, False, True]
+        assert column(stage(table), IS_DUPLICATE) == [True, True, True]
+
+
+def test_a_row_whose_twin_failed_is_computed_for_itself(tmp_path: Path, model_folder: Path) -> None:
+    task = generate(deduplicate=True)
+    table = tokenized(tmp_path, task, records(["a", "a", "a"]), model_folder)
+    after = infer(task, model_folder, "rows.parquet:0#0")(table)
+    assert column(after, ERROR) == ["no luck with rows.parquet:0#0", None, None]
+    assert column(after, IS_DUPLICATE) == [False, False, False]
+
+
+# Calibration
+
+
+def test_the_model_is_asked_without_content_once_and_its_answer_taken_off_every_row(
+    tmp_path: Path, model_folder: Path
+) -> None:
+    plain, task = classify(), classify(calibrate="content_free")
+    table = tokenized(tmp_path, plain, records(["a", None, "b"]), model_folder)
+    expected, after = infer(plain, model_folder)(table), infer(task, model_folder)(table)
+    differences = [
+        [one - other for one, other in zip(raw, calibrated, strict=True)]
+        for raw, calibrated in zip(column(expected, RAW), column(after, RAW), strict=True)
+        if raw is not None
+    ]
+    assert len(differences) == 2 and differences[0] == pytest.approx(differences[1])
+    assert len(set(map(round, differences[0]))) > 1, "another number for every label"
+    assert column(after, NUM_PROMPT_TOKENS) == column(expected, NUM_PROMPT_TOKENS), "of the rows' own prompts"

@@ -8,7 +8,19 @@ from gptj_batch.prompts.tokenizer import Tokenizer
 from gptj_batch.stages.columns import ERROR, KEY, NOTES, NUM_DROPPED_TOKENS, PROMPT_TOKEN_IDS, UNIT, without_internal
 from gptj_batch.stages.tokenize import ENCODE_ROWS, load_tokenizer
 from gptj_batch.tasks.base import Task
-from stages.tables import GOOD, POSITIONS, TEXTS, classify, classify_head, extract, generate, records, tokenized
+from stages.tables import (
+    GOOD,
+    POSITIONS,
+    TEXTS,
+    classify,
+    classify_head,
+    embed,
+    extract,
+    generate,
+    records,
+    score,
+    tokenized,
+)
 
 
 def column(table: pa.Table, name: str) -> list[Any]:
@@ -16,7 +28,7 @@ def column(table: pa.Table, name: str) -> list[Any]:
     return values
 
 
-@pytest.mark.parametrize("task", [generate(), classify(), classify_head(), extract()])
+@pytest.mark.parametrize("task", [generate(), classify(), classify_head(), extract(), score(), embed()])
 def test_every_row_has_token_ids_or_an_error(tmp_path: Path, model_folder: Path, task: Task) -> None:
     table = tokenized(tmp_path, task, records(), model_folder)
     assert without_internal(table).equals(records())
@@ -39,7 +51,7 @@ def test_an_error_says_what_is_wrong_and_holds_no_text(tmp_path: Path, model_fol
     assert not any(text in error for text in TEXTS if text for error in errors if error)
 
 
-@pytest.mark.parametrize(("side", "kept"), [("left", "b\n"), ("right", "ab")])
+@pytest.mark.parametrize(("side", "kept"), [("left", "b\n"), ("right", "a\n")])
 def test_a_long_prompt_is_cut_on_the_side_that_was_chosen(
     tmp_path: Path, model_folder: Path, tokenizer: Tokenizer, side: str, kept: str
 ) -> None:

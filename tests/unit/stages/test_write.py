@@ -23,7 +23,7 @@ def finished(planned: UnitPlan, task: Task, model_folder: Path, unit: int = 0, p
 
 
 def write(planned: UnitPlan, table: pa.Table, output: Path, error: str = "error") -> dict[str, Any]:
-    counts = WriteStage(planned, str(output), "zstd", error, {"job": "x"})(table)
+    counts = WriteStage(planned, str(output), error, {"job": "x"})(table)
     assert counts.schema.equals(COUNTS) and counts.num_rows == 1
     row: dict[str, Any] = counts.to_pylist()[0]
     return row
@@ -52,10 +52,20 @@ def test_its_counts_are_told(tmp_path: Path, model_folder: Path) -> None:
         "rows": 4,
         "failed": 1,
         "truncated": 2,
+        "duplicates": 0,
         "prompt_tokens": 2 + 60 + 60,
         "generated_tokens": 3 * 4,
     }
     assert backend["kind"] == "fake"
+
+
+def test_rows_that_were_computed_with_another_are_counted_and_their_tokens_are_not(
+    tmp_path: Path, model_folder: Path
+) -> None:
+    task = generate(deduplicate=True)
+    planned = plan(tmp_path / "in", records(["a", "b", None, "a", "a"]))
+    counts = write(planned, finished(planned, task, model_folder), tmp_path / "out")
+    assert (counts["duplicates"], counts["prompt_tokens"], counts["generated_tokens"]) == (2, 2 + 2, 2 * 4)
 
 
 def test_the_error_column_may_have_a_prefix(tmp_path: Path, model_folder: Path) -> None:

@@ -10,10 +10,10 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 from tokenizers import models, normalizers, pre_tokenizers
 
-from gptj_batch.errors import ConfigError, RecordError
+from gptj_batch.errors import BackendError, ConfigError, RecordError
 from gptj_batch.prompts.tokenizer import Tokenizer
 from gptj_batch.requests import LabelRequest
-from gptj_batch.results import Labelled
+from gptj_batch.results import Failed, Labelled
 from gptj_batch.tasks.classify import ClassifySettings, ClassifyTask, probabilities
 
 LOGPROBS = st.floats(-1e6, 0.0)
@@ -58,6 +58,11 @@ def columns(of: ClassifyTask, rows: Sequence[Labelled | None], tokenizer: Tokeni
         ({"truncate": "middle"}, "'left', 'right' or 'error'"),
         ({"prompt": ""}, "at least 1 character"),
         ({"temperature": 1.0}, "Extra inputs"),
+        ({"calibrate": "context_free"}, "'none' or 'content_free'"),
+        ({"abstain_below": 1.1}, "less than or equal to 1"),
+        ({"abstain_below": -0.1}, "greater than or equal to 0"),
+        ({"abstain_below": math.nan}, "greater than|finite|less than"),
+        ({"deduplicate": 1}, "valid boolean"),
     ],
 )
 def test_what_cannot_work_is_refused_with_the_rule(setting: dict[str, Any], rule: str) -> None:
@@ -188,7 +193,86 @@ def test_what_all_labels_have_in_common_does_not_matter(logprobs: list[float], c
     assert probabilities(shifted, ones) == pytest.approx(probabilities(logprobs, ones), abs=1e-6)
 
 
+# Calibration
+
+
+def calibrated(tokenizer: Tokenizer, *content_free: Sequence[float], **settings: Any) -> ClassifyTask:
+    """The task that knows what the model gives its labels behind prompts without content."""
+    made = task(calibrate="content_free", **settings)
+    assert len(made.baseline_requests(tokenizer)) == 3
+    return made.with_baseline([labelled(*logprobs) for logprobs in content_free], tokenizer)
+
+
+def test_without_calibration_nothing_is_asked_of_the_model_before(tokenizer: Tokenizer) -> None:
+    assert task().baseline_requests(tokenizer) == []
+
+
+def test_the_labels_are_scored_behind_prompts_without_content(tokenizer: Tokenizer) -> None:
+    requests = task(calibrate="content_free").baseline_requests(tokenizer)
+    assert [tokenizer.decode(request.prompt_token_ids) for request in requests] == [
+        "N/A\nTopic:",
+        "[MASK]\nTopic:",
+        "\nTopic:",
+    ]
+    assert all(isinstance(request, LabelRequest) for request in requests)
+
+
+def test_calibration_divides_by_the_probabilities_without_content(tokenizer: Tokenizer) -> None:
+    # p = (0.7, 0.3) and p_cf = (0.8, 0.2): 0.7 / 0.8 : 0.3 / 0.2 = 7 : 12
+    made = calibrated(tokenizer, [math.log(0.9), math.log(0.1)], [math.log(0.7), math.log(0.3)])
+    row = labelled(5 + math.log(0.7), 5 + math.log(0.3))
+    assert columns(task(), [row], tokenizer)["label"] == ["World"]
+    result = columns(made, [row, None], tokenizer)
+    assert result["label"] == ["Sports", None]
+    assert dict(result["label_scores"][0]) == pytest.approx({"World": 7 / 19, "Sports": 12 / 19})
+    assert result["label_score"][0] == pytest.approx(12 / 19)
+
+
+def test_means_are_calibrated_by_means(tokenizer: Tokenizer) -> None:
+    labels = ["World", "Quetzalcoatlus"]
+    short, long = (len(ids) for ids in tokenizer.encode_batch([f" {label}" for label in labels]))
+    content_free = [math.log(0.8) * short, math.log(0.2) * long]
+    made = calibrated(tokenizer, content_free, labels=labels, likelihood="mean")
+    result = columns(made, [labelled(math.log(0.7) * short, math.log(0.3) * long)], tokenizer)
+    assert dict(result["label_scores"][0]) == pytest.approx({"World": 7 / 19, "Quetzalcoatlus": 12 / 19})
+
+
+def test_a_row_without_content_favours_no_label_once_it_is_calibrated(tokenizer: Tokenizer) -> None:
+    made = calibrated(tokenizer, [-900.0, -3.0])
+    assert columns(made, [labelled(-900.0, -3.0)], tokenizer)["label_score"] == pytest.approx([0.5])
+
+
+def test_a_model_that_cannot_be_asked_is_an_error_of_the_run(tokenizer: Tokenizer) -> None:
+    failed = Failed(key="content_free#0", error="logits are not finite")
+    with pytest.raises(BackendError, match=r"^task\.calibrate: a prompt without content failed: logits are not finite"):
+        task(calibrate="content_free").with_baseline([failed, labelled(-1.0, -2.0)], tokenizer)
+
+
+def test_prompts_without_content_must_fit(tokenizer: Tokenizer) -> None:
+    made = task(calibrate="content_free", labels={"a": "x", "b": "y"})
+    needed = len(tokenizer.encode_batch(["[MASK]\nTopic:"])[0])
+    assert made.encoder(tokenizer, needed + 1)
+    with pytest.raises(ConfigError, match=rf"^task\.calibrate: .* has {needed} tokens and {needed - 1} fit"):
+        made.encoder(tokenizer, needed)
+
+
+def test_a_template_whose_own_text_does_not_fit_is_refused_before_the_first_row(tokenizer: Tokenizer) -> None:
+    made = task(prompt="q" * 70 + "{{ text }}\nTopic:", labels={"a": "x", "b": "y"})
+    with pytest.raises(ConfigError, match=r"^task\.prompt: the template's own text has \d+ tokens and 63 fit"):
+        made.encoder(tokenizer, 64)
+
+
 # Columns
+
+
+@pytest.mark.parametrize(("threshold", "label"), [(None, "Sports"), (0.73, "Sports"), (0.74, None), (1.0, None)])
+def test_below_the_threshold_there_is_no_label_and_the_scores_stay(
+    tokenizer: Tokenizer, threshold: float | None, label: str | None
+) -> None:
+    result = columns(task(abstain_below=threshold), [labelled(-2.0, -1.0)], tokenizer)
+    assert result["label"] == [label]
+    assert result["label_score"] == pytest.approx([0.7310585786])
+    assert [name for name, _ in result["label_scores"][0]] == ["World", "Sports"]
 
 
 def test_a_row_becomes_its_likeliest_label_and_every_probability(tokenizer: Tokenizer) -> None:

@@ -1,4 +1,5 @@
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any
 
 import pyarrow as pa
@@ -199,3 +200,67 @@ def test_columns_are_those_of_both_templates() -> None:
         made.check_columns(["q"])
     with pytest.raises(ConfigError, match=r'task\.question: the input has no column "q"'):
         task().check_columns(["c"])
+
+
+# Words, windows, and the pipeline's scores
+
+
+def test_an_answer_can_be_extended_to_whole_words() -> None:
+    made = task(align_to_words=True, max_answer_tokens=1)
+    for context in ("xyzzy", "a xyzzy\r\nb", "don't, xyzzy!"):
+        text = by_fake(made, context)["answer_text"]
+        assert text in ("xyzzy", "a", "b", "don", "'t", ",", "!")
+    assert by_fake(task(max_answer_tokens=1), "xyzzy")["answer_text"] in list("xyz"), "else it is one token"
+
+
+def test_answers_that_are_extended_do_not_overlap_either() -> None:
+    result = by_fake(task(align_to_words=True, top_k=9), "xyzzy zyxxy 🙂🙂")
+    spans = sorted((answer["start"], answer["end"]) for answer in result["answers"])
+    assert all(left[1] <= right[0] for left, right in pairwise(spans))
+
+
+def test_a_window_is_no_longer_than_asked_for() -> None:
+    made = task(window_tokens=40)
+    context = "the world news " * 20
+    assert all(len(request.prompt_token_ids) <= 40 for request in asked(made, encoded(made, context)))
+    assert len(asked(made, encoded(made, context))) > len(asked(task(), encoded(task(), context)))
+    assert asked(task(window_tokens=9999), encoded(task(window_tokens=9999), context)) == asked(
+        task(), encoded(task(), context)
+    )
+
+
+def test_a_window_that_leaves_no_room_is_refused() -> None:
+    with pytest.raises(
+        ConfigError, match=r"leave no room for a text in task\.window_tokens \(24\); lower it, or raise"
+    ):
+        task(window_tokens=24).encoder(TOKENIZER, CONTEXT_TOKENS)
+
+
+def test_the_pipelines_scoring_brings_the_pipelines_sizes_unless_they_are_set() -> None:
+    settings = task(scoring="pipeline").settings
+    assert (settings.max_answer_tokens, settings.window_tokens, settings.align_to_words) == (15, 384, True)
+    settings = task(scoring="pipeline", max_answer_tokens=7, align_to_words=False).settings
+    assert (settings.max_answer_tokens, settings.window_tokens, settings.align_to_words) == (7, 384, False)
+    assert ExtractSettings.model_validate(settings.model_dump()) == settings
+
+
+@given(CONTEXTS, st.integers(1, 4), st.booleans(), st.booleans())
+def test_offsets_are_exact_with_the_pipelines_scoring_too(
+    context: str, top_k: int, allow_no_answer: bool, align_to_words: bool
+) -> None:
+    made = task(scoring="pipeline", top_k=top_k, allow_no_answer=allow_no_answer, align_to_words=align_to_words)
+    if isinstance(encoded(made, context), RecordError):
+        assert not context.strip() and not allow_no_answer
+        return
+    answers = by_fake(made, context)["answers"]
+    assert 1 <= len(answers) <= top_k
+    assert [answer["score"] for answer in answers] == sorted((a["score"] for a in answers), reverse=True)
+    for answer in (answer for answer in answers if answer["text"] is not None):
+        assert context[answer["start"] : answer["end"]] == answer["text"] == answer["text"].strip() != ""
+
+
+def test_no_answer_is_null_with_the_pipelines_scoring_too() -> None:
+    null = pointing(task(scoring="pipeline", allow_no_answer=True, top_k=2), "the world", None)
+    assert (null["answer_text"], null["answer_start"], null["answer_end"]) == (None, None, None)
+    assert null["answer_score"] > 0.9 and null["answers"][1]["text"] is not None
+    assert pointing(task(scoring="pipeline"), "the world", None)["answer_text"] in "the world"

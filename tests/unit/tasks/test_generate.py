@@ -19,7 +19,9 @@ from gptj_batch.errors import CheckpointError, ConfigError, RecordError
 from gptj_batch.prompts.tokenizer import END_OF_TEXT, Tokenizer
 from gptj_batch.requests import Request, SamplingParams
 from gptj_batch.results import Generated
-from gptj_batch.tasks.generate import GenerateSettings, GenerateTask, StopStrings, row_seed
+from gptj_batch.tasks.base import Encoded
+from gptj_batch.tasks.generate import GenerateSettings, GenerateTask, row_seed
+from gptj_batch.tasks.stop_strings import StopStrings
 
 TOKENIZER = Tokenizer(train_tokenizer())
 ID_OF = {TOKENIZER.token_bytes(token_id): token_id for token_id in range(TOKENIZER.vocab_size)}
@@ -112,6 +114,8 @@ def test_every_setting_of_beam_search_reaches_the_request() -> None:
         ({"num_samples": 2000, "temperature": 1.0}, "less than or equal to 1024"),
         ({"seed": 1.5}, "valid integer"),
         ({"logprobs": 1}, "valid boolean"),
+        ({"settings_column": ""}, "at least 1 character"),
+        ({"deduplicate": "yes"}, "valid boolean"),
         ({"truncate": "middle"}, "'left', 'right' or 'error'"),
         ({"prompt": ""}, "at least 1 character"),
         ({"best_of": 3}, "Extra inputs"),
@@ -174,9 +178,137 @@ def test_a_row_that_cannot_be_rendered_is_its_own_error() -> None:
         task().prompt({"text": None})
 
 
+def test_a_template_whose_own_text_does_not_fit_is_refused_before_the_first_row() -> None:
+    made = task(prompt="q" * 60 + "{{ text }}", max_new_tokens=8)
+    assert made.encoder(TOKENIZER, 68)
+    with pytest.raises(
+        ConfigError, match=r"^task\.prompt: the template's own text has 60 tokens and 59 fit, .* less 8"
+    ):
+        made.encoder(TOKENIZER, 67)
+
+
 def test_the_new_tokens_must_fit_behind_the_prompt() -> None:
     assert task(max_new_tokens=9).request_maker(TOKENIZER).reserved_tokens == 9
     assert task(truncate="left").settings.truncate == "left"
+
+
+# A row's own settings
+
+
+def own(column: Any, max_context_tokens: int = 64, **settings: Any) -> tuple[GenerateTask, Encoded | RecordError]:
+    made = task(settings_column="options", **{"max_new_tokens": 8, **settings})
+    (encoded,) = made.encoder(TOKENIZER, max_context_tokens)([{"text": "q" * 50, "options": column}])
+    return made, encoded
+
+
+def request_of(column: Any, **settings: Any) -> Request:
+    made, encoded = own(column, **settings)
+    assert isinstance(encoded, Encoded)
+    notes = pa.array([encoded.notes], type=made.notes_type).to_pylist()[0]
+    (request,) = made.request_maker(TOKENIZER).requests("k", encoded.token_ids, notes)
+    assert isinstance(request, Request)
+    return request
+
+
+def test_a_row_may_set_how_it_is_generated() -> None:
+    changes: dict[str, Any] = {
+        "max_new_tokens": 5, "min_new_tokens": 1, "temperature": 0.5, "top_k": 3, "top_p": 0.9, "min_p": 0.1,
+        "repetition_penalty": 1.5,
+    }  # fmt: skip
+    expected = SamplingParams(**changes, seed=row_seed(9, "k", 0))
+    for column in ({**changes, "seed": 9}, json.dumps({**changes, "seed": 9})):
+        assert request_of(column).sampling == expected
+
+
+@pytest.mark.parametrize("column", [None, {}, "{}", {"top_k": None, "stop": None}, "null"])
+def test_what_a_row_does_not_set_is_the_jobs(column: Any) -> None:
+    assert request_of(column, temperature=0.5, stop=["END"]).sampling == SamplingParams(
+        max_new_tokens=8, temperature=0.5, seed=row_seed(0, "k", 0)
+    )
+
+
+def test_a_rows_stop_ends_and_cuts_its_text_only() -> None:
+    made, encoded = own({"stop": ["world"]}, stop=["the"])
+    assert isinstance(encoded, Encoded)
+    request = request_of({"stop": ["world"]}, stop=["the"])
+    assert request.stop is not None and request.stop(ids(b"the", b" world"))
+    raw = pa.array([made.pack([generated(ids(b"the", b" world"), "stop")])] * 2, type=made.raw_type).to_pylist()
+    texts = made.columns(raw, [encoded.notes, "{}"], TOKENIZER)[0].to_pylist()
+    assert texts == ["the ", "the world"]  # the second was not ended by the job's stop
+
+
+def test_rows_with_the_same_stop_share_one_condition() -> None:
+    maker = task(settings_column="options").request_maker(TOKENIZER)
+    first, second = (maker.requests(key, [1], '{"stop": ["x"]}')[0] for key in "ab")
+    assert isinstance(first, Request) and isinstance(second, Request)
+    assert first.stop is second.stop
+
+
+def test_room_is_kept_for_the_new_tokens_of_the_row_itself() -> None:
+    assert isinstance(own({"max_new_tokens": 14})[1], Encoded)
+    error = own({"max_new_tokens": 15})[1]
+    assert isinstance(error, RecordError) and "the prompt has 50 tokens and 49 fit" in str(error)
+    cut = own({"max_new_tokens": 15}, truncate="left")[1]
+    assert isinstance(cut, Encoded) and (len(cut.token_ids), cut.num_dropped_tokens) == (49, 1)
+
+
+@pytest.mark.parametrize(
+    ("column", "settings", "rule"),
+    [
+        ({"max_new_tokens": 0}, {}, "max_new_tokens must be greater than or equal to 1"),
+        ({"max_new_tokens": 64}, {}, "max_new_tokens must be at most 63, the model's context less one token"),
+        ({"max_new_tokens": 5.5}, {}, "max_new_tokens must be a valid integer"),
+        ({"max_new_tokens": 1}, {"choices": ["qqqq"]}, "max_new_tokens must be at least 5, the tokens of the longest"),
+        ({"min_new_tokens": 9}, {}, r"min_new_tokens \(9\) is above max_new_tokens \(8\)"),
+        ('{"temperature": -1}', {}, "temperature must be greater than or equal to 0"),
+        ('{"temperature": NaN}', {}, "temperature must be (a finite|greater)"),
+        ({"temperature": "SECRET"}, {}, "temperature must be a valid number"),
+        ({"temperature": 0.0}, {"temperature": 1.0, "num_samples": 2}, "num_samples above 1 needs a temperature above"),
+        ({"top_p": 0.0}, {}, "top_p must be greater than 0"),
+        ({"stop": ["SECRET", ""]}, {}, "stop an empty text would stop every generation at once"),
+        ({"stop": ["SECRET"]}, {"regex": "a+"}, "stop would cut the text that regex describes"),
+        ({"seed": True}, {}, "seed must be a valid integer"),
+        ({"max_tokens": 3}, {}, 'no setting "max_tokens" of a row; did you mean max_new_tokens\\?; a row may set max_'),
+        ({"num_samples": 3}, {}, 'no setting "num_samples" of a row; a row may set max_new_tokens, min_new_tokens'),
+        ({"SECRET text": 3}, {}, "no setting has a name like that of 11 characters"),
+        ("SECRET", {}, "the text is not JSON; write an object"),
+        ("[" * 100_000, {}, "the text is not JSON; write an object"),
+        ('["SECRET"]', {}, "must be a struct or a JSON object, got a list"),
+        (7, {}, "must be a struct or a JSON object, got a int"),
+    ],
+)  # fmt: skip
+def test_what_a_row_cannot_set_is_its_error_with_key_and_rule_and_no_text(
+    column: Any, settings: dict[str, Any], rule: str
+) -> None:
+    error = own(column, **settings)[1]
+    assert isinstance(error, RecordError)
+    assert re.search(rf'^column "options" \(task\.settings_column\): {rule}', str(error))
+    assert "SECRET" not in str(error)
+
+
+def test_whole_numbers_that_pandas_made_floats_are_taken() -> None:
+    assert request_of({"max_new_tokens": 5.0, "top_k": 2.0}).sampling.max_new_tokens == 5
+
+
+def test_one_rows_bad_settings_leave_the_others_alone() -> None:
+    made = task(settings_column="options", max_new_tokens=8)
+    rows = [{"text": "q", "options": column} for column in ({"top_p": 2.0}, {"top_p": 0.5}, None)]
+    encoded = made.encoder(TOKENIZER, 64)([RecordError("column is bad"), *rows])
+    assert [isinstance(row, Encoded) for row in encoded] == [False, False, True, True]
+    assert str(encoded[0]) == "column is bad"
+
+
+def test_the_column_of_settings_is_read_and_must_be_there() -> None:
+    made = task(settings_column="options")
+    assert made.reads == {"text", "options"}
+    with pytest.raises(ConfigError, match=r'^task\.settings_column: the input has no column "options"\. Did you mean'):
+        made.check_columns(["text", "option"])
+
+
+def test_a_tokenizer_without_bytes_cannot_serve_rows_that_may_have_stops() -> None:
+    words = tokenizers.Tokenizer(models.WordLevel({"a": 0, "b": 1}, unk_token="a"))
+    with pytest.raises(CheckpointError, match="not byte-level"):
+        task(settings_column="options").request_maker(Tokenizer(words))
 
 
 # Samples and seeds

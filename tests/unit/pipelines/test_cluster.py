@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from jobs.cluster import _set_environment
+from pipelines.cluster import set_environment
 
 
 @pytest.fixture
@@ -25,14 +25,14 @@ def test_a_ray_of_ones_own_wants_a_token_that_nobody_else_knows(fresh: pytest.Mo
     for _ in range(2):
         fresh.delenv("RAY_AUTH_MODE", raising=False)
         fresh.delenv("RAY_AUTH_TOKEN", raising=False)
-        _set_environment("local")
+        set_environment("local")
         assert os.environ["RAY_AUTH_MODE"] == "token"
         tokens.add(os.environ["RAY_AUTH_TOKEN"])
     assert len(tokens) == 2 and all(len(token) == 64 for token in tokens)
 
 
 def test_a_cluster_of_others_is_spoken_to_as_they_say(fresh: pytest.MonkeyPatch) -> None:
-    _set_environment("10.0.0.1:6379")
+    set_environment("10.0.0.1:6379")
     assert "RAY_AUTH_MODE" not in os.environ and "RAY_AUTH_TOKEN" not in os.environ
 
 
@@ -40,11 +40,11 @@ def test_what_the_user_has_set_stays(fresh: pytest.MonkeyPatch) -> None:
     mine = {"RAY_AUTH_MODE": "disabled", "RAY_USAGE_STATS_ENABLED": "1", "RAY_BACKEND_LOG_LEVEL": "debug"}
     for name, value in mine.items():
         fresh.setenv(name, value)
-    _set_environment("local")
+    set_environment("local")
     assert {name: os.environ[name] for name in mine} == mine
     assert "RAY_AUTH_TOKEN" not in os.environ
 
 
 def test_nothing_is_sent_about_its_use(fresh: pytest.MonkeyPatch) -> None:
-    _set_environment("local")
+    set_environment("local")
     assert os.environ["RAY_USAGE_STATS_ENABLED"] == "0"

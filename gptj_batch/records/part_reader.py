@@ -1,0 +1,58 @@
+"""Reading a finished part: its number of rows, and one column of it, whatever its format."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from gptj_batch.records.output import OutputFolder
+from gptj_batch.records.partitions import value_in_path
+
+_CODECS = {".gz": "gzip", ".zst": "zstd"}
+
+
+def count_rows(path: Path, ending: str) -> int:
+    """Return how many rows a part has, from its footer or by its lines. Raises OSError or ArrowException."""
+    if ending == ".parquet":
+        return int(pq.read_metadata(path).num_rows)
+    if ending == ".arrow":
+        with pa.memory_map(str(path)) as source, pa.ipc.open_file(source) as file:
+            return sum(file.get_batch(i).num_rows for i in range(file.num_record_batches))
+    return sum(1 for _ in _lines(path, ending))
+
+
+def read_column(folder: OutputFolder, part: Path, name: str) -> pa.ChunkedArray:
+    """Return a column of a part or of a unit; a partition's column as text, what JSON nests as null.
+
+    Raises KeyError where there is no such column, OSError or ArrowException where the file cannot be read.
+    """
+    ending = "".join(part.suffixes)
+    in_path, value = value_in_path(part.relative_to(folder.root), name)
+    if in_path:
+        return pa.chunked_array([pa.repeat(pa.scalar(value, pa.string()), count_rows(part, ending))])
+    if ending == ".parquet":
+        return pq.read_table(part, columns=[name], partitioning=None).column(name)
+    if ending == ".arrow":
+        with pa.memory_map(str(part)) as source, pa.ipc.open_file(source) as file:
+            index = file.schema.get_field_index(name)
+            batches = (file.get_batch(i) for i in range(file.num_record_batches))
+            return pa.chunked_array([batch.column(index) for batch in batches], file.schema.field(index).type)
+    values = [json.loads(line)[name] for line in _lines(part, ending)]
+    return pa.chunked_array([pa.array([_flat(value) for value in values])])
+
+
+def _flat(value: Any) -> Any:
+    return None if isinstance(value, list | dict) else value
+
+
+def _lines(path: Path, ending: str) -> Iterator[bytes]:
+    codec = _CODECS.get(ending.removeprefix(".jsonl"))
+    with pa.input_stream(str(path), compression=codec) as stream:
+        rest = b""
+        while block := stream.read(2**20):
+            *lines, rest = (rest + block).split(b"\n")
+            yield from lines
+        assert not rest, "the last line ends as the others do"

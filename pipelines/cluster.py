@@ -1,0 +1,116 @@
+"""A connection to Ray: to a cluster that exists, or to a local one that is started.
+
+Ray reads its settings from the environment when it is imported. They are set here before that, which is why Ray is
+imported inside the functions. A notebook has no job above it that could read the environment, so this file does.
+"""
+
+import logging
+import os
+import secrets
+import signal
+import socket
+import sys
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+
+from gptj_batch.errors import BackendError, ConfigError
+
+# The object store holds the tables in flight; this is far more than they need, and fits a small /dev/shm.
+LOCAL_OBJECT_STORE_BYTES = 1 << 30
+CONNECT_TIMEOUT_S = 10.0
+
+
+def named_address(address: str | None) -> str:
+    """Return where the cluster is that was named here or in RAY_ADDRESS; `local` where neither names one."""
+    return address or os.environ.get("RAY_ADDRESS") or "local"
+
+
+def open_connection(address: str, folder: str) -> None:
+    """Connect to the cluster at `address`; `local` starts one that keeps its files in `folder`.
+
+    Raises ConfigError where there is none, BackendError where a local one cannot be started.
+    """
+    import ray
+
+    try:
+        with _quiet_stderr(), _signals_kept():
+            if address == "local":
+                _start_local(folder)
+            else:
+                _check_reachable(address)
+                ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
+    except (ConnectionError, ValueError, RuntimeError) as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        if address == "local":
+            raise BackendError(f"a local Ray cluster could not be started: {reason}") from error
+        raise ConfigError(f"no Ray cluster can be reached at {address} (--address, RAY_ADDRESS): {reason}") from error
+
+
+def set_environment(address: str) -> None:
+    """Set what Ray reads when it is imported, but nothing that the user has set."""
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    # The driver's part of Ray prints what Ray Data does by design (actors with arguments in the store) as errors.
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
+    # A cluster of one's own on a machine that others use too: a token that only this process knows keeps them out.
+    # Without it Ray would write one to ~/.ray/auth_token.
+    if address == "local" and "RAY_AUTH_MODE" not in os.environ and "ray" not in sys.modules:
+        os.environ["RAY_AUTH_MODE"] = "token"
+        os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
+
+
+def _check_reachable(address: str) -> None:
+    """Raise ConnectionError where nobody listens at host:port; Ray would try for minutes before it says so."""
+    host, _, port = address.rpartition(":")
+    if not port.isdigit() or "/" in host:
+        return
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=CONNECT_TIMEOUT_S).close()
+    except OSError as error:
+        raise ConnectionError(error.strerror or str(error)) from error
+
+
+@contextmanager
+def _quiet_stderr() -> Iterator[None]:
+    """Drop what native code prints while Ray starts: it announces its own log level there."""
+    sys.stderr.flush()
+    kept = os.dup(2)
+    with open(os.devnull, "wb") as nowhere:  # noqa: PTH123 - a descriptor is wanted
+        os.dup2(nowhere.fileno(), 2)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+
+
+@contextmanager
+def _signals_kept() -> Iterator[None]:
+    """Put the handler of SIGTERM back: Ray has one that ends the process without a word, with exit code 15."""
+    handler = signal.getsignal(signal.SIGTERM)
+    try:
+        yield
+    finally:
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, handler)
+
+
+def _start_local(folder: str) -> None:
+    import ray
+
+    ray.init(
+        address="local",
+        include_dashboard=False,
+        log_to_driver=False,
+        logging_level=logging.ERROR,
+        object_store_memory=LOCAL_OBJECT_STORE_BYTES,
+        _temp_dir=folder,  # short: a socket's path has room for about a hundred characters
+    )
+
+
+def node_resources() -> list[Mapping[str, float]]:
+    """Return what each living node of the cluster has."""
+    import ray
+
+    return [node["Resources"] for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]

@@ -1,0 +1,41 @@
+"""The end of a run: nothing is missing, the parts are published, the report stands beside them."""
+
+from typing import Any
+
+from gptj_batch.errors import OutputError
+from gptj_batch.records.attempts import forget_attempts
+from gptj_batch.records.beside import change_places
+from gptj_batch.records.lease import Fence
+from gptj_batch.records.progress import pending_units
+from gptj_batch.records.publish import publish
+from pipelines.prepare import Run
+from pipelines.progress import Counts
+from pipelines.report import Report, write_report
+from pipelines.report_page import write_page
+
+
+def finish(
+    run: Run, counts: Counts, seconds: float, started: float, facts: dict[str, Any], fence: Fence | None = None
+) -> Report:
+    """Check that every unit is there, publish the output, and return its report.
+
+    counts, seconds, started, facts: this run's own work, and what the replicas said of themselves
+    fence: what says whether the output is still this run's
+
+    Raises OutputError, and OutputInUseError where the output is another run's by now.
+    """
+    missing = pending_units(run.folder, run.plan)
+    if len(missing):
+        raise OutputError(f"{len(missing)} of {run.plan.num_units} units were not written; run the same job again")
+    report = Report.of_units(run, counts, seconds, started, facts)
+    if fence is not None:
+        fence.check()
+    write_report(run, report)
+    publish(run.folder, run.plan.num_units, run.job.output.form, run.plan.num_rows)
+    if run.is_beside:
+        if fence is not None:  # publishing may have taken long
+            fence.check()
+        change_places(run.job.output.path)
+    forget_attempts(run.job.output.path)
+    write_page(report)
+    return report

@@ -1,0 +1,27 @@
+import pytest
+
+from gptj_batch.errors import ConfigError
+from jobs.submitted import Jobs
+
+
+@pytest.fixture(autouse=True)
+def no_token(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
+
+
+@pytest.mark.parametrize("address", ["http://head.example:8265", "head.example:8265", "http://10.1.2.3:8265"])
+def test_another_machine_without_a_token_is_refused(address: str) -> None:
+    with pytest.raises(ConfigError, match=r"RAY_AUTH_MODE=token .* --insecure"):
+        Jobs(address)
+
+
+@pytest.mark.parametrize("address", ["http://127.0.0.1:9", "http://localhost:9", "http://[::1]:9"])
+def test_this_machine_needs_no_token_but_somebody_must_answer(address: str) -> None:
+    with pytest.raises(ConfigError, match="no Ray cluster answers at"):
+        Jobs(address)
+
+
+def test_the_address_may_stand_in_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAY_API_SERVER_ADDRESS", "http://127.0.0.1:9")
+    with pytest.raises(ConfigError, match=r"127\.0\.0\.1:9"):
+        Jobs(None)
