@@ -5,6 +5,7 @@ import contextlib
 import sys
 import traceback
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from gptj_batch import __version__
@@ -69,8 +70,8 @@ def _parser() -> argparse.ArgumentParser:
         command.add_argument("--max-gpu-hours", type=float, metavar="H", help="stop after these hours of GPUs")
         command.add_argument("--address", help="a Ray cluster; without it and RAY_ADDRESS a local one is started")
 
-    verify = _add(commands, "verify", _verify, "run the same rows through two engines and compare")
-    verify.add_argument("config", metavar="CONFIG.yaml")
+    verify = _add(commands, "verify", _verify, "run the same rows through two engines and compare; recount an output")
+    verify.add_argument("config", metavar="CONFIG.yaml|OUTPUT_DIR")
     verify.add_argument("overrides", nargs="*", metavar="a.b=c", help="settings that win over the file")
     verify.add_argument("--backends", default="native,vllm", metavar="A,B", help="which two (native,vllm)")
     verify.add_argument("--rows", type=int, default=50, metavar="N", help="the first N rows (50)")
@@ -147,6 +148,10 @@ def _report(options: argparse.Namespace) -> int:
 
 
 def _verify(options: argparse.Namespace) -> int:
+    if Path(options.config).is_dir():
+        from jobs.recount import recount
+
+        return recount(options.config)
     from jobs.verify import verify
     from pipelines.config import load_job
 

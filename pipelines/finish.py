@@ -33,6 +33,8 @@ def finish(
     write_report(run, report)
     publish(run.folder, run.plan.num_units, run.job.output.form, run.plan.num_rows)
     if run.is_beside:
+        if fence is not None:  # publishing may have taken long
+            fence.check()
         change_places(run.job.output.path)
     forget_attempts(run.job.output.path)
     write_page(report)

@@ -137,10 +137,12 @@ class Attempts:
         """Take back what is noted as running: a run that stops on purpose has nobody to blame for it."""
         for file in sorted(self._folder.glob("unit-*.json")):
             note = self._load(file)
+            if note.get("run") != self.run:
+                continue
             if not note.get("endings"):
                 with suppress(OSError):
                     file.unlink()
-            elif note.get("run") == self.run:
+            else:
                 unit = int(file.stem.partition("-")[2])
                 with suppress(OutputError):
                     self.note(unit, note.get("replica", ""), _history(note), None)

@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -21,7 +22,8 @@ SLOW = {"request_s": 0.1}
 
 
 def slow_job(desk: Desk, name: str = "output") -> Path:
-    return faulty_job(desk, texts(NUM_ROWS), name, SLOW)
+    # Half a CPU: a run that is stopped keeps its replica, and another has to find room beside it.
+    return faulty_job(desk, texts(NUM_ROWS), name, SLOW, replicas={"cpus_each": 0.5, "max": 1})
 
 
 def start(desk: Desk, job: Path, *arguments: str) -> "subprocess.Popen[str]":
@@ -34,8 +36,7 @@ def leases(desk: Desk) -> list[Path]:
     return list((desk.output() / "_gptj_batch").glob("lease-*"))
 
 
-def wait_for(process: "subprocess.Popen[str]", condition: "object") -> None:
-    assert callable(condition)
+def wait_for(process: "subprocess.Popen[str]", condition: Callable[[], object]) -> None:
     until = time.monotonic() + 240
     while not condition():
         assert process.poll() is None, process.communicate()
