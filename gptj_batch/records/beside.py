@@ -1,8 +1,8 @@
 """Overwriting: the new output is made beside the old one, and when it is complete the two folders change places.
 
 A reader sees the old output or the new one. The new one's parts have other names (`OutputFolder.generation`), so that a
-reader which listed the old ones does not take some of the new for them. What tells, after a crash, which of two folders
-is the new one is its generation, which is higher.
+reader which listed the folder at that very moment finds none of the files it listed, and never some of each. What
+tells, after a crash, which of two folders is the new one is its generation, which is higher.
 """
 
 import ctypes
