@@ -70,9 +70,7 @@ def _write_wave(
     series: dict[str, PartSeries] = {}
     with ExitStack() as unfinished:
         for number, table in enumerate(unit_tables(units[first : last + 1], schema), start=first):
-            for name, rows in split(table, form.partition_by):
-                if name not in wave:
-                    continue
+            for name, rows in split(table, form.partition_by, wave):
                 if name not in series:
                     path = partial(folder.part, max_parts=len(units), ending=form.ending, partition=name)
                     series[name] = PartSeries(folder, path, kept, form, waiting_bytes)

@@ -1,7 +1,7 @@
 """Hive partitions: the folders `column=value` that rows go to, and which columns can name them."""
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Container, Iterator, Sequence
 from contextlib import suppress
 from pathlib import PurePath
 from urllib.parse import quote_from_bytes, unquote
@@ -108,12 +108,18 @@ def without_columns(schema: pa.Schema, columns: Sequence[str]) -> pa.Schema:
     return pa.schema([field for field in schema if field.name not in columns], metadata or None)
 
 
-def split(table: pa.Table, columns: Sequence[str]) -> Iterator[tuple[str, pa.Table]]:
-    """Yield each partition's folder with its rows, in their order and without the partitions' columns."""
+def split(
+    table: pa.Table, columns: Sequence[str], wanted: Container[str] | None = None
+) -> Iterator[tuple[str, pa.Table]]:
+    """Yield each partition's folder with its rows, in their order and without the partitions' columns.
+
+    wanted: only these folders
+    """
     for piece in row_groups(table):
         others = piece.drop_columns([*columns])
         for folder, rows in partition_rows(piece, columns).items():
-            yield folder, _rows(others, rows)
+            if wanted is None or folder in wanted:
+                yield folder, _rows(others, rows)
 
 
 def _rows(table: pa.Table, rows: Sequence[int]) -> pa.Table:
