@@ -13,18 +13,19 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from gptj_batch.errors import ConfigError
-from gptj_batch.records.publish import is_complete
+from gptj_batch.records.lease import Fence
 from gptj_batch.records.read import InputFile, InputFiles, list_files, plan_units, read_unit
 from gptj_batch.stages.columns import BACKEND_FACTS, KEY, UNIT, with_column
 from gptj_batch.stages.read import row_keys
 from gptj_batch.stages.write import counts_of
 from gptj_batch.tasks.base import ERROR_COLUMN
 from pipelines.arguments import argument_names, is_written, make_job
-from pipelines.bar import Shown, progress_of
+from pipelines.bar import progress_of
+from pipelines.claim import claimed
 from pipelines.config import Job
 from pipelines.finish import finish
 from pipelines.no_rows import write_no_rows
-from pipelines.prepare import Run, claim_output, placed, prepare_on
+from pipelines.prepare import Run, prepare_on
 from pipelines.result_summary import Call
 from pipelines.session import session
 from pipelines.tables import CallersTable, callers_table, fingerprint
@@ -61,19 +62,22 @@ def _is_ray_dataset(data: Any) -> bool:
 
 def _of_table(job: Job, table: CallersTable, progress: bool) -> Any:
     """Run a task over a table in memory."""
-    writes = is_written(job)
-    records = table.arrow() if writes else None
-    run = prepare_on(job, _inputs(table, records))
-    if records is None:
+    if is_written(job):
+        records = table.arrow()
+        run = prepare_on(job, _inputs(table, records))
+        with claimed(run) as claim:
+            work = _Work(claim.run, records, claim.pending, progress)
+            if claim.fence is not None:
+                work.write(claim.fence)
+        added = _read_back(run)
+    else:
+        run = prepare_on(job, _inputs(table, None))
         names = run.task.reads | ({job.input.key} if job.input.key is not None else set())
         records = table.arrow([name for name in table.names if name in names])
-    run = placed(run) if writes else run
-    pending = claim_output(run) if writes else np.arange(run.plan.num_units, dtype=np.int32)
-    shown = progress_of(job.task.kind, run.plan.num_rows, progress)
-    work = _Work(run, records, pending, shown)
-    added = work.written() if writes else work.columns()
+        work = _Work(run, records, np.arange(run.plan.num_units, dtype=np.int32), progress)
+        added = work.columns()
     result = table.with_columns(added)
-    session().remember(result, Call.of(run, shown, work.backend))
+    session().remember(result, Call.of(run, work.shown, work.backend))
     tell_failed(job.task.kind, run.error_column, added.column(run.error_column))
     return result
 
@@ -91,11 +95,12 @@ def _inputs(table: CallersTable, records: pa.Table | None) -> InputFiles:
 class _Work:
     """A run over a table in memory."""
 
-    def __init__(self, run: Run, records: pa.Table, pending: NDArray[np.int32], shown: Shown) -> None:
+    def __init__(self, run: Run, records: pa.Table, pending: NDArray[np.int32], progress: bool) -> None:
         self._run = run
         self._records = records
         self._pending = pending
-        self._shown = shown
+        num_rows = rows_of(run, pending)
+        self.shown = progress_of(run.job.task.kind, num_rows, progress and num_rows > 0)
         self.backend: dict[str, Any] = {}
 
     def columns(self) -> pa.Table:
@@ -104,24 +109,22 @@ class _Work:
         tables = [result.select(names).replace_schema_metadata(None) for result in self._results()]
         return pa.concat_tables([added_schema(self._run).empty_table(), *tables])
 
-    def written(self) -> pa.Table:
-        """Write what is still to do, as a job does, and return the added columns of all that is there."""
+    def write(self, fence: Fence) -> None:
+        """Write what is still to do, as a job does."""
         run, started = self._run, time.time()
-        if not is_complete(run.folder):
-            if run.plan.num_rows:
-                from pipelines.build import write_stage  # imports Ray, as the two of `_results`
+        if run.plan.num_rows:
+            from pipelines.build import write_stage  # imports Ray, as the two of `_results`
 
-                write = write_stage(run)
-                for result in self._results():
-                    write(result)
-            else:
-                write_no_rows(run)
-            finish(run, self._shown.counts, self._shown.seconds, started, self.backend)
-        return _read_back(run)
+            write = write_stage(run, fence)
+            for result in self._results():
+                write(result)
+        else:
+            write_no_rows(run)
+        finish(run, self.shown.counts, self.shown.seconds, started, self.backend, fence)
 
     def _results(self) -> Iterator[pa.Table]:
         """Yield the finished pending units."""
-        if not self._run.plan.num_rows or not len(self._pending):
+        if not rows_of(self._run, self._pending):
             return
         from pipelines.enrich import Enrich
         from pipelines.notebook_pool import warm_replicas
@@ -129,11 +132,11 @@ class _Work:
         enrich = Enrich(self._run, warm_replicas(self._run, len(self._pending)))
         try:
             for result in enrich.tables(self._units()):
-                self._shown.add(counts_of(result, self._run.error_column))
+                self.shown.add(counts_of(result, self._run.error_column))
                 self.backend = json.loads((result.schema.metadata or {}).get(BACKEND_FACTS, b"{}"))
                 yield result
         finally:
-            self._shown.finish()
+            self.shown.finish()
 
     def _units(self) -> Iterator[pa.Table]:
         """Yield the records of each pending unit, with their keys."""
@@ -146,6 +149,11 @@ class _Work:
             else:  # without columns, Arrow knows no rows either
                 keyed = pa.table({KEY: [f"row:{row}" for row in range(unit.start, unit.stop)]})
             yield with_column(keyed, UNIT, pa.array([unit.index] * unit.num_rows, type=pa.int64()))
+
+
+def rows_of(run: Run, units: NDArray[np.int32]) -> int:
+    """Return how many rows some of a run's units have."""
+    return sum(run.plan.unit(int(index)).num_rows for index in units)
 
 
 def added_schema(run: Run) -> pa.Schema:

@@ -16,8 +16,8 @@ from ray.data import Dataset
 from ray.exceptions import RayError
 
 from gptj_batch.errors import InputError
+from gptj_batch.records.lease import Fence
 from gptj_batch.records.plan import PlannedFile
-from gptj_batch.records.publish import is_complete
 from gptj_batch.records.read import InputFile, InputFiles, UnitPlan, list_files, plan_units
 from gptj_batch.records.schema import output_schema, select_columns
 from gptj_batch.records.write import write_unit
@@ -25,15 +25,16 @@ from gptj_batch.stages.columns import BACKEND_FACTS
 from gptj_batch.stages.read import ReadStage
 from gptj_batch.stages.write import counts_of
 from pipelines.arguments import is_written
-from pipelines.bar import progress_of
+from pipelines.bar import Shown, progress_of
 from pipelines.build import write_stage
+from pipelines.claim import claimed
 from pipelines.config import Job
 from pipelines.enrich import Enrich, public
 from pipelines.finish import finish
 from pipelines.no_rows import write_no_rows
-from pipelines.notebook import added_schema
+from pipelines.notebook import added_schema, rows_of
 from pipelines.notebook_pool import warm_replicas
-from pipelines.prepare import Run, claim_output, find_inputs, placed, prepare, prepare_on
+from pipelines.prepare import Run, find_inputs, prepare, prepare_on
 from pipelines.ray_errors import as_ours
 from pipelines.result_summary import Call
 from pipelines.session import session
@@ -65,22 +66,30 @@ def _units(run: Run, pending: NDArray[np.int32]) -> Dataset:
 
 def _written(run: Run, progress: bool) -> Dataset:
     """Do what is still to do of a job, and return the records of its output."""
-    run = placed(run)
-    pending, started = claim_output(run), time.time()
     session().keeper()
-    shown = progress_of(run.job.task.kind, sum(run.plan.unit(int(index)).num_rows for index in pending), progress)
+    with claimed(run) as claim:
+        num_rows = rows_of(claim.run, claim.pending)
+        shown = progress_of(run.job.task.kind, num_rows, progress and num_rows > 0)
+        backend = {} if claim.fence is None else _write(claim.run, claim.pending, claim.fence, shown)
+    return _of_output(run, Call.of(run, shown, backend))
+
+
+def _write(run: Run, pending: NDArray[np.int32], fence: Fence, shown: Shown) -> dict[str, Any]:
+    """Write the pending units and publish; return what the replicas said of themselves."""
+    started = time.time()
     backend: dict[str, Any] = {}
-    if not is_complete(run.folder):
-        if not run.plan.num_rows:
-            write_no_rows(run)
-        elif len(pending):
-            for table in _executed(on_cpu(_units(run, pending), write_stage(run))):
+    if not run.plan.num_rows:
+        write_no_rows(run)
+    elif len(pending):
+        try:
+            for table in _executed(on_cpu(_units(run, pending), write_stage(run, fence))):
                 for counts in table.to_pylist():
                     shown.add(counts)
                     backend = json.loads(counts["backend"])
-        shown.finish()
-        finish(run, shown.counts, shown.seconds, started, backend)
-    return _of_output(run, Call.of(run, shown, backend))
+        finally:
+            shown.finish()
+    finish(run, shown.counts, shown.seconds, started, backend, fence)
+    return backend
 
 
 def _executed(dataset: Dataset) -> Any:
@@ -114,17 +123,20 @@ def of_dataset(job: Job, dataset: Dataset, progress: bool) -> Dataset:
     inputs = InputFiles((InputFile(f"dataset-{time.time_ns()}", "arrow", 0, 0, 0, schema),), (), schema)
     run = prepare_on(job, inputs, are_columns_known=names is not None)
     if is_written(job):
-        run = placed(run)
-        claim_output(run)
-    blocks = in_order(streamed(dataset, Enrich(run, warm_replicas(run, None)).block))
-    if is_written(job):
-        return _written_blocks(run, blocks, progress)
-    result = on_cpu(blocks, public)
+        with claimed(run) as claim:
+            assert claim.fence is not None, "no two datasets are known to be the same, so none is known to be done"
+            return _written_blocks(claim.run, _blocks(claim.run, dataset), progress, claim.fence)
+    result = on_cpu(_blocks(run, dataset), public)
     session().remember(result, Call.of(run))
     return result
 
 
-def _written_blocks(run: Run, blocks: Dataset, progress: bool) -> Dataset:
+def _blocks(run: Run, dataset: Dataset) -> Dataset:
+    """Return a dataset's blocks with the columns, those of `stages.columns` among them."""
+    return in_order(streamed(dataset, Enrich(run, warm_replicas(run, None)).block))
+
+
+def _written_blocks(run: Run, blocks: Dataset, progress: bool, fence: Fence) -> Dataset:
     """Write a dataset's blocks as they come, each as a unit; what is not finished cannot be gone on with.
 
     Nothing says that the dataset will be the same when it is executed again.
@@ -133,17 +145,20 @@ def _written_blocks(run: Run, blocks: Dataset, progress: bool) -> Dataset:
     shown = progress_of(run.job.task.kind, None, progress)
     sizes: list[int] = []
     backend: dict[str, Any] = {}
-    for table in _executed(blocks):
-        backend = json.loads((table.schema.metadata or {}).get(BACKEND_FACTS, b"{}"))
-        lineage = json.dumps({**run.lineage(), "backend": backend}, sort_keys=True).encode()
-        write_unit(public(table), run.folder, len(sizes), metadata=lineage)
-        shown.add(counts_of(table, run.error_column))
-        sizes.append(table.num_rows)
-    shown.finish()
+    try:
+        for table in _executed(blocks):
+            backend = json.loads((table.schema.metadata or {}).get(BACKEND_FACTS, b"{}"))
+            lineage = json.dumps({**run.lineage(), "backend": backend}, sort_keys=True).encode()
+            fence.check()
+            write_unit(public(table), run.folder, len(sizes), metadata=lineage)
+            shown.add(counts_of(table, run.error_column))
+            sizes.append(table.num_rows)
+    finally:
+        shown.finish()
     if not sizes:
         raise InputError("data: the dataset has no rows, so there is nothing to write")
     files = tuple(PlannedFile("dataset", "arrow", size, 0, (), None, ()) for size in sizes)
     plan = UnitPlan(files, tuple(sizes), max(sizes), run.plan.schema)
     run = replace(run, plan=plan)
-    finish(run, shown.counts, shown.seconds, started, backend)
+    finish(run, shown.counts, shown.seconds, started, backend, fence)
     return _of_output(run, Call.of(run, shown, backend))

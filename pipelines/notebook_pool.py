@@ -1,6 +1,9 @@
 """The warm replicas of a call: which pool its settings ask for, in this process's session."""
 
+from dataclasses import replace
+
 from gptj_batch.stages.resources import plan_replicas
+from pipelines.backend_choice import choose_backend, gpus_of_replica, with_backend
 from pipelines.build import replica_settings, tables_at_once
 from pipelines.cluster import node_resources
 from pipelines.prepare import Run
@@ -14,8 +17,12 @@ def warm_replicas(run: Run, num_tables: int | None) -> WarmReplicas:
     Raises ConfigError where none fits into the cluster, and where there is no cluster.
     """
     keeper = session().keeper()
-    wanted = run.job.replicas
-    plan = plan_replicas(node_resources(), wanted.min, wanted.max, wanted.gpus_each, wanted.cpus_each)
+    nodes, wanted = node_resources(), run.job.replicas
+    has_gpu = wanted.gpus_each != 0 and any(node.get("GPU", 0) > 0 for node in nodes)
+    choice = choose_backend(run.job, has_gpu)
+    gpus_each = gpus_of_replica(run.job, choice, has_gpu)
+    plan = plan_replicas(nodes, wanted.min, wanted.max, gpus_each, wanted.cpus_each)
+    run = replace(run, job=with_backend(run.job, choice.kind))
     spec = PoolSpec(
         settings=replica_settings(run, plan),
         head=run.task.head,

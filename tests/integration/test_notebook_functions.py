@@ -20,7 +20,8 @@ import ray
 
 import pipelines
 from gptj_batch.demo import demo_records
-from gptj_batch.errors import CheckpointError, ConfigError
+from gptj_batch.errors import CheckpointError, ConfigError, OutputInUseError
+from gptj_batch.records.lease import take_lease
 from integration.clusters import RunningCluster, connect
 from integration.running import CANARY, environment, run_report
 from integration.tiny_model import TinyModel
@@ -346,6 +347,27 @@ def test_a_result_that_is_written_is_an_output_like_a_jobs_and_read_the_next_tim
         by_fake(rows[1:], output=output)
     assert len(by_fake(rows[1:], output=output, on_exists="overwrite")) == 69
     assert len(pd.read_parquet(output)) == 69
+
+
+def test_a_result_that_is_there_shows_no_progress(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rows = frame(3).drop(columns="odd")
+    settings: dict[str, Any] = {"prompt": TOPIC, "labels": LABELS, "model": "demo", "backend": "fake"}
+    classify(rows, output=tmp_path / "out", **settings)
+    assert "classify: 3 rows in" in capsys.readouterr().err
+    classify(rows, output=tmp_path / "out", **settings)
+    assert capsys.readouterr().err == ""
+
+
+def test_an_output_that_another_run_is_writing_is_left_to_it(tmp_path: Path) -> None:
+    rows, output = frame(3).drop(columns="odd"), tmp_path / "out"
+    rows.reset_index(drop=True).to_parquet(tmp_path / "in.parquet")
+    with take_lease(output):
+        for data in (rows, tmp_path / "in.parquet", ray.data.from_pandas(rows)):
+            with pytest.raises(OutputInUseError, match=r"^classify\(\): output: .* is held by another run"):
+                by_fake(data, output=output)
+    assert len(by_fake(rows, output=output)) == 3
+    assert len(by_fake(rows[1:], output=output, on_exists="overwrite")) == 2
+    assert len(pd.read_parquet(output)) == 2 and not list((output / "_gptj_batch").glob("lease-*"))
 
 
 def test_a_path_with_an_output_is_a_job_whose_records_come_back(tmp_path: Path) -> None:
