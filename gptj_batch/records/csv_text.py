@@ -68,6 +68,7 @@ class _Kinds:
         self._wide = False
 
     def see(self, column: pa.ChunkedArray) -> None:
+        """Take more texts of the column, and give up the types that one of them is not."""
         column = column.drop_null()
         if not len(column) or not self._may_be:
             return
@@ -84,6 +85,7 @@ class _Kinds:
                 self._may_be.clear()
 
     def type(self) -> pa.DataType:
+        """Return the narrowest type that loses nothing."""
         if self._empty:
             return pa.null()
         if "whole" in self._may_be:

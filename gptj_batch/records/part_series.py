@@ -121,6 +121,7 @@ class _Part:
         return self._writer.size_bytes
 
     def take(self, table: pa.Table) -> bool:
+        """Write rows; False where the part cannot hold them beside those it has. On an error nothing of it is left."""
         before = self.size_bytes
         try:
             is_taken = self._writer.take(table)
