@@ -5,13 +5,12 @@ import time
 from dataclasses import dataclass
 from typing import Any
 
-from gptj_batch.backends.factory import make_backend
-from gptj_batch.model_folder import resolve_folder
 from gptj_batch.results import Failed
 from pipelines.config import Job
 from pipelines.forecast import Forecast, forecast
 from pipelines.prepare import Run, prepare
 from pipelines.progress import duration
+from pipelines.replica import start_here
 
 GIB = 1 << 30
 # Shares of what a matrix product reaches that the engine was seen to reach (jobs/bench), and of a GPU's data sheet.
@@ -160,18 +159,7 @@ def _measured(run: Run, found: Forecast) -> Pace:
     requests = list(found.requests[:MEASURED_REQUESTS])
     if not requests:
         return Pace(seconds=0.0, source="no row of the sample can be done")
-    job = run.job
-    backend = make_backend(
-        job.backend.kind,
-        model_path=resolve_folder(run.model_path, job.model.revision, run.task.head),
-        head=run.task.head,
-        revision=job.model.revision,
-        dtype=job.model.dtype,
-        max_step_tokens=job.backend.max_step_tokens,
-        max_running=job.backend.max_running,
-        kv_cache_gb=job.backend.kv_cache_gb,
-        prefix_caching=job.backend.prefix_caching,
-    )
+    backend = start_here(run)
     try:
         start = time.perf_counter()
         results = backend.run(requests)

@@ -5,7 +5,6 @@ rows agree (all, unless --min-agreement says fewer), 3 where not.
 """
 
 import gc
-import os
 import sys
 import time
 from collections.abc import Sequence
@@ -15,9 +14,7 @@ from typing import Final, cast
 import numpy as np
 import pyarrow as pa
 
-from gptj_batch.backends import make_backend
 from gptj_batch.errors import ConfigError, InputError, shorten
-from gptj_batch.model_folder import resolve_folder
 from gptj_batch.requests import AnyRequest
 from gptj_batch.results import AnyResult
 from gptj_batch.stages.columns import KEY, NOTES, PROMPT_TOKEN_IDS
@@ -27,6 +24,7 @@ from pipelines.agreement import TOLERANCES, Agreement, comparable
 from pipelines.backend_choice import EngineKind, with_backend
 from pipelines.config import Job
 from pipelines.prepare import Run, prepare
+from pipelines.replica import start_here
 
 KINDS: Final = ("native", "vllm", "fake")
 DISAGREE: Final = 3
@@ -53,7 +51,7 @@ def verify(job: Job, kinds: Sequence[str], rows: int, tolerance: float | None, m
         raise InputError(f"input.path: none of the first {rows} rows can be asked; a run would say why, row by row")
     answers, facts = [], []
     for kind, run in zip(kinds, runs, strict=True):
-        results, fact, seconds = _answers(run, kind, asked)
+        results, fact, seconds = _answers(run, asked)
         answers.append(results)
         facts.append(fact)
         print(f"{kind}: {fact['device']}, {fact['dtype']}, {seconds:.1f} s for {len(asked)} rows", file=sys.stderr)
@@ -92,23 +90,9 @@ def _asked(run: Run) -> list[Asked]:
     return asked
 
 
-def _answers(run: Run, kind: str, asked: Sequence[Asked]) -> tuple[list[list[AnyResult]], dict[str, str | int], float]:
+def _answers(run: Run, asked: Sequence[Asked]) -> tuple[list[list[AnyResult]], dict[str, str | int], float]:
     """Return each row's results by one engine, what that says of itself, and how long it took once it ran."""
-    job = run.job
-    backend = make_backend(
-        kind,
-        model_path=resolve_folder(run.model_path, job.model.revision, run.task.head),
-        head=run.task.head,
-        dtype=job.model.dtype,
-        max_step_tokens=job.backend.max_step_tokens,
-        max_running=job.backend.max_running,
-        kv_cache_gb=job.backend.kv_cache_gb,
-        prefix_caching=job.backend.prefix_caching,
-        pooling=getattr(job.task, "pooling", None),
-        tensor_parallel=job.backend.tensor_parallel,
-        num_threads=os.cpu_count(),
-        engine_kwargs=job.backend.engine_kwargs,
-    )
+    backend = start_here(run)
     try:
         started = time.perf_counter()
         results = iter(backend.run([request for row in asked for request in row.requests]))

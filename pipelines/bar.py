@@ -67,28 +67,18 @@ class Silent:
         """See `Shown`."""
 
 
-class Line:
+class Line(Silent):
     """The line of a job while it goes on, and one with the whole call's rates at its end."""
 
     def __init__(self, name: str, total_rows: int | None, stream: TextIO) -> None:
+        super().__init__()
         self._name = name
-        self._tally = Silent()
         self._stream = stream
         self._progress = None if total_rows is None else Progress(total_rows, stream)
 
-    @property
-    def counts(self) -> Counts:
-        """See `Shown`."""
-        return self._tally.counts
-
-    @property
-    def seconds(self) -> float:
-        """See `Shown`."""
-        return self._tally.seconds
-
     def add(self, counts: Mapping[str, Any]) -> None:
         """See `Shown`."""
-        self._tally.add(counts)
+        super().add(counts)
         if self._progress is not None:
             self._progress.add(counts)
 
@@ -99,7 +89,7 @@ class Line:
         self._stream.flush()
 
 
-class Bar:
+class Bar(Silent):
     """A bar of tqdm with rows/s, tokens/s and failures; a widget where ipywidgets are installed, else text.
 
     A widget is not stored with the notebook: at its end the bar goes, and a line with the whole call's rates stays.
@@ -110,25 +100,15 @@ class Bar:
             from tqdm.notebook import tqdm
         else:
             from tqdm import tqdm
+        super().__init__()
         self._name = name
         self._bar = tqdm(total=total_rows, desc=name, unit=" rows", file=sys.stderr, leave=False)
-        self._tally = Silent()
         self._first: tuple[float, Counts] | None = None
         self._shown_s = 0.0
 
-    @property
-    def counts(self) -> Counts:
-        """See `Shown`."""
-        return self._tally.counts
-
-    @property
-    def seconds(self) -> float:
-        """See `Shown`."""
-        return self._tally.seconds
-
     def add(self, counts: Mapping[str, Any]) -> None:
         """See `Shown`. The rate counts from the first finished unit on, so that loading a model is left out."""
-        self._tally.add(counts)
+        super().add(counts)
         self._bar.update(counts["rows"])
         now = time.monotonic()
         if self._first is None:

@@ -13,12 +13,13 @@ from gptj_batch.records.lease import Fence
 from gptj_batch.records.output import OutputFolder
 from gptj_batch.stages.careful import RowCare
 from gptj_batch.stages.decode import DecodeStage
-from gptj_batch.stages.infer import InferStage, ReplicaSettings
+from gptj_batch.stages.infer import InferStage
 from gptj_batch.stages.read import ReadStage
 from gptj_batch.stages.resources import ReplicaPlan
 from gptj_batch.stages.tokenize import TokenizeStage
 from gptj_batch.stages.write import WriteStage
 from pipelines.prepare import Run
+from pipelines.replica import replica_settings
 from pipelines.whole_blocks import on_cpu, on_replicas, unit_numbers
 
 # Rows that should be in a replica at once, so that its engine never runs empty between two tables: twice what the
@@ -39,7 +40,11 @@ def build(run: Run, pending: NDArray[np.int32], replicas: ReplicaPlan, fence: Fe
     units = unit_numbers(len(pending))
     records = on_cpu(units, ReadStage(run.plan, pending, run.columns, job.input.key))
     prompts = on_cpu(records, TokenizeStage(task, model, revision, run.model.n_positions))
-    infer = (task, replica_settings(run, replicas), None if fence is None else row_care(run, fence))
+    infer = (
+        task,
+        replica_settings(run, replicas.device, replicas.num_threads),
+        None if fence is None else row_care(run, fence),
+    )
     results = on_replicas(prompts, InferStage, infer, replicas, tables_at_once(run), len(pending))
     columns = on_cpu(results, DecodeStage(task, model, revision, output.prefix))
     return on_cpu(columns, write_stage(run, fence))
@@ -61,23 +66,3 @@ def row_care(run: Run, fence: Fence) -> RowCare:
     errors = run.job.errors
     attempts = Attempts(fence.output, fence.token)
     return RowCare(attempts=attempts, row_timeout_s=errors.row_timeout_s, max_deadly_rows=errors.max_deadly_rows)
-
-
-def replica_settings(run: Run, replicas: ReplicaPlan) -> ReplicaSettings:
-    """Return what each replica is started with."""
-    backend, model = run.job.backend, run.job.model
-    return ReplicaSettings(
-        kind="native" if backend.kind == "auto" else backend.kind,
-        model_path=run.model_path,
-        revision=model.revision,
-        dtype=model.dtype,
-        device=replicas.device,
-        num_threads=replicas.num_threads,
-        max_step_tokens=backend.max_step_tokens,
-        max_running=backend.max_running,
-        kv_cache_gb=backend.kv_cache_gb,
-        prefix_caching=backend.prefix_caching,
-        pooling=getattr(run.job.task, "pooling", None),  # of the task `embed`
-        tensor_parallel=backend.tensor_parallel,
-        engine_kwargs=backend.engine_kwargs,
-    )

@@ -18,6 +18,7 @@ def embed(data: Any, *, progress: bool = True, **arguments: Any) -> Any:
 
     text: a template over the row's columns    pooling: mean or last    normalize: whether to length 1
     layer: whose hidden states are pooled    truncate: error, left or right, for a text that does not fit
+    deduplicate: compute equal texts once
     """
     from pipelines.notebook import add_columns
 

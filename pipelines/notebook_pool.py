@@ -4,9 +4,10 @@ from dataclasses import replace
 
 from gptj_batch.stages.resources import plan_replicas
 from pipelines.backend_choice import choose_backend, gpus_of_replica, with_backend
-from pipelines.build import replica_settings, tables_at_once
+from pipelines.build import tables_at_once
 from pipelines.cluster import node_resources
 from pipelines.prepare import Run
+from pipelines.replica import replica_settings
 from pipelines.session import session
 from pipelines.warm_pool import MAX_TABLES, PoolSpec, WarmReplicas
 
@@ -24,7 +25,7 @@ def warm_replicas(run: Run, num_tables: int | None) -> WarmReplicas:
     plan = plan_replicas(nodes, wanted.min, wanted.max, gpus_each, wanted.cpus_each)
     run = replace(run, job=with_backend(run.job, choice.kind))
     spec = PoolSpec(
-        settings=replica_settings(run, plan),
+        settings=replica_settings(run, plan.device, plan.num_threads),
         head=run.task.head,
         plan=plan,
         tables_at_once=min(MAX_TABLES, tables_at_once(run)),

@@ -18,7 +18,7 @@ def score(data: Any, *, progress: bool = True, **arguments: Any) -> Any:
 
     text: a template over the row's columns    context: one for what stands before it and is not scored
     stride_tokens: how far the windows of a long text are apart    score_first_token: whether the first one counts
-    truncate: error or left, for a text that does not fit
+    truncate: error or left, for a text that does not fit    deduplicate: compute equal texts once
     """
     from pipelines.notebook import add_columns
 

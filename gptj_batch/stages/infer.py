@@ -41,7 +41,7 @@ class ReplicaSettings:
     model_path: str
     revision: str | None
     dtype: str
-    device: str
+    device: str | None
     num_threads: int
     max_step_tokens: int | None = None
     max_running: int | None = None

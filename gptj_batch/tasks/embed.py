@@ -46,6 +46,8 @@ class EmbedSettings(Settings):
     """
     truncate: TruncationSide = "error"
     """A text that does not fit: cut at its left or right end, or make it the row's error."""
+    deduplicate: bool = False
+    """Compute rows of the same text once."""
 
 
 class EmbedTask:
@@ -82,9 +84,14 @@ class EmbedTask:
         """Render the text. Raises RecordError."""
         return self._template.render(record)
 
+    @property
+    def deduplicate(self) -> bool:
+        """Say whether rows of the same text are computed once."""
+        return self.settings.deduplicate
+
     def encoder(self, tokenizer: Tokenizer, max_context_tokens: int) -> PromptEncoder:
         """Return the encoder of texts."""
-        return PromptEncoder(self.prompt, self.settings.truncate, tokenizer, max_context_tokens)
+        return PromptEncoder(self._template, self.settings.truncate, tokenizer, max_context_tokens)
 
     def request_maker(self, tokenizer: Tokenizer) -> "EmbedTask":
         """Return what makes requests: the task itself, since nothing needs the tokenizer."""

@@ -89,15 +89,15 @@ class ExtractPromptTask:
 
     def __init__(self, settings: ExtractPromptSettings) -> None:
         self.settings = settings
-        self._prompt = PromptTemplate(settings.prompt, "task.prompt")
+        self.template = PromptTemplate(settings.prompt, "task.prompt")
         self._context = PromptTemplate(settings.context, "task.context")
         self.head: Head = settings.head
-        self.reads = self._prompt.columns | self._context.columns
+        self.reads = self.template.columns | self._context.columns
         self.adds = ANSWER_SCHEMA
 
     def check_columns(self, names: Collection[str]) -> None:
         """Raise ConfigError where a template uses a column that is not among `names`."""
-        self._prompt.check_columns(names)
+        self.template.check_columns(names)
         self._context.check_columns(names)
 
     @property
@@ -112,7 +112,7 @@ class ExtractPromptTask:
 
     def prompt(self, record: Mapping[str, Any]) -> str:
         """Render the prompt. Raises RecordError."""
-        return self._prompt.render(record)
+        return self.template.render(record)
 
     def context(self, record: Mapping[str, Any]) -> str:
         """Render the context. Raises RecordError, also for an empty one that would need an answer."""
@@ -191,7 +191,7 @@ class ExtractPromptEncoder:
                 f"{max_context_tokens} (n_positions in config.json); lower one of the two"
             )
         self._task = task
-        self._encode = PromptEncoder(task.prompt, task.settings.truncate, tokenizer, max_context_tokens, reserved)
+        self._encode = PromptEncoder(task.template, task.settings.truncate, tokenizer, max_context_tokens, reserved)
 
     def __call__(self, records: Sequence[Mapping[str, Any] | RecordError]) -> list[Encoded | RecordError]:
         """Return each record's tokens and context, or why there are none."""

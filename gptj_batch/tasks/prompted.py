@@ -16,14 +16,14 @@ Record = Mapping[str, Any] | RecordError
 class PromptEncoder:
     """Render and encode prompts, and cut or refuse those that do not fit.
 
-    prompt: the template, whose own text is never cut; or record -> text, all of which may be cut, raising RecordError
+    prompt: the template, whose own text is never cut
     reserved_tokens: what must fit into the context behind the prompt
     Raises ConfigError where that, or the template's own text, leaves no room.
     """
 
     def __init__(
         self,
-        prompt: PromptTemplate | Callable[[Mapping[str, Any]], str],
+        prompt: PromptTemplate,
         side: TruncationSide,
         tokenizer: Tokenizer,
         max_context_tokens: int,
@@ -39,8 +39,7 @@ class PromptEncoder:
         self._tokenizer = tokenizer
         self._max_context_tokens = max_context_tokens
         self._reserved_tokens = reserved_tokens
-        if isinstance(prompt, PromptTemplate):
-            self._check_own_text(prompt)
+        self._check_own_text(prompt)
 
     def __call__(self, records: Sequence[Record]) -> list[Encoded | RecordError]:
         """Return each record's tokens, or why there are none: it cannot be rendered, is empty, or does not fit."""
@@ -48,7 +47,7 @@ class PromptEncoder:
 
     def encode(self, records: Sequence[Record], reserved_tokens: Sequence[int]) -> list[Encoded | RecordError]:
         """Return the same as a call, with so many tokens kept free behind each record's prompt."""
-        prompts = [rendered(record, self._rendered) for record in records]
+        prompts = [rendered(record, self._prompt.render_with_spans) for record in records]
         ids = iter(self._tokenizer.encode_batch([prompt.text for prompt in prompts if isinstance(prompt, Rendered)]))
         return [
             self._fitted(prompt, next(ids), self._max_context_tokens - reserved)
@@ -56,12 +55,6 @@ class PromptEncoder:
             else prompt
             for prompt, reserved in zip(prompts, reserved_tokens, strict=True)
         ]
-
-    def _rendered(self, record: Mapping[str, Any]) -> Rendered:
-        if isinstance(self._prompt, PromptTemplate):
-            return self._prompt.render_with_spans(record)
-        text = self._prompt(record)
-        return Rendered(text, ((0, len(text)),))
 
     def _fitted(self, prompt: Rendered, ids: list[int], max_tokens: int) -> Encoded | RecordError:
         if not ids:

@@ -52,6 +52,8 @@ class ScoreSettings(Settings):
     """Score a text's first token too where no context stands before it, behind <|endoftext|>."""
     truncate: Literal["left", "error"] = "error"
     """A context that leaves no room for the text: cut at its left end, or make it the row's error."""
+    deduplicate: bool = False
+    """Compute rows of the same text and context once."""
 
 
 class ScoreTask:
@@ -94,6 +96,11 @@ class ScoreTask:
     def prompt(self, record: Mapping[str, Any]) -> tuple[str, str]:
         """Render the context, empty where there is none, and the text. Raises RecordError."""
         return "" if self._context is None else self._context.render(record), self._text.render(record)
+
+    @property
+    def deduplicate(self) -> bool:
+        """Say whether rows of the same text and context are computed once."""
+        return self.settings.deduplicate
 
     def encoder(self, tokenizer: Tokenizer, max_context_tokens: int) -> "ScoreEncoder":
         """Return the encoder of contexts and texts.

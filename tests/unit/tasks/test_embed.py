@@ -9,7 +9,7 @@ from gptj_batch.errors import ConfigError, RecordError
 from gptj_batch.prompts.tokenizer import Tokenizer
 from gptj_batch.requests import EmbedRequest
 from gptj_batch.results import Embedded
-from gptj_batch.tasks.base import Encoded
+from gptj_batch.tasks.base import Deduplicated, Encoded
 from gptj_batch.tasks.embed import EmbedSettings, EmbedTask
 
 
@@ -48,6 +48,18 @@ def test_a_layer_that_the_model_has_not_is_refused(layer: int) -> None:
         ConfigError, match=rf"task\.layer: must lie between -3 and 2, the model's layers .* got {layer}"
     ):
         task(layer=layer)
+
+
+def test_the_templates_own_text_is_not_cut(tokenizer: Tokenizer) -> None:
+    made = task(text="<{{ text }}>", truncate="right")
+    (cut,) = made.encoder(tokenizer, 5)([{"text": "abcdefgh"}])
+    assert isinstance(cut, Encoded)
+    assert tokenizer.decode(cut.token_ids) == "<abc>" and cut.num_dropped_tokens == 5
+
+
+def test_equal_texts_can_be_computed_once() -> None:
+    made: Any = task(deduplicate=True)
+    assert isinstance(made, Deduplicated) and made.deduplicate and not task().deduplicate
 
 
 def test_a_text_is_rendered_encoded_and_cut_as_asked(tokenizer: Tokenizer) -> None:

@@ -12,7 +12,8 @@ from gptj_batch.errors import ConfigError, RecordError
 from gptj_batch.prompts.tokenizer import END_OF_TEXT, Tokenizer
 from gptj_batch.requests import ScoreRequest
 from gptj_batch.results import Scored
-from gptj_batch.tasks.base import Encoded
+from gptj_batch.stages.duplicates import request_identity
+from gptj_batch.tasks.base import Deduplicated, Encoded
 from gptj_batch.tasks.score import ScoreSettings, ScoreTask, ScoreWindow, perplexity, score_windows
 
 TOKENIZER = Tokenizer(train_tokenizer())
@@ -24,6 +25,13 @@ def task(**settings: Any) -> ScoreTask:
 
 def with_context(**settings: Any) -> ScoreTask:
     return task(context="{{ context }}", **settings)
+
+
+def test_equal_texts_can_be_computed_once() -> None:
+    made: Any = task(deduplicate=True)
+    assert isinstance(made, Deduplicated) and made.deduplicate and not task().deduplicate
+    (one,), (other,) = requests(made, text="abab"), requests(made, text="abab")
+    assert request_identity(one) == request_identity(other)
 
 
 def encoded(of: ScoreTask, max_tokens: int = 64, **record: str | None) -> Encoded | RecordError:
