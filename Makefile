@@ -6,13 +6,13 @@ BIN := .venv/bin
 PIP_ARGS ?=
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c infra/constraints.txt $(PIP_ARGS)
 
-.PHONY: demo test test-vllm check bench soak unit clean
+.PHONY: demo test test-vllm check bench soak clean
 
 demo: .venv/runtime
 	$(BIN)/gptj-batch demo
 
 test: .venv/dev
-	$(BIN)/python -m pytest tests/unit tests/architecture -q
+	$(MAKE) .venv/unit
 	$(BIN)/python -m pytest tests/parity -q
 	$(BIN)/python -m pytest tests/integration -q
 
@@ -21,13 +21,18 @@ test-vllm: .venv/dev
 	$(BIN)/python -m jobs.bench.vllm_env $(PIP_ARGS)
 	$(BIN)/python -m jobs.bench.vllm_overlay -m pytest tests/parity/test_vllm_*.py tests/integration/test_vllm_*.py -q
 
+# The unit tests passed on these files: `make check` and `make test` after one another, as in CI, run them once.
+.venv/unit: .venv/dev $(shell find gptj_batch pipelines jobs tests infra *.md pyproject.toml -type f -not -path '*/__pycache__/*')
+	$(BIN)/python -m pytest tests/unit tests/architecture -q
+	touch $@
+
 # What a developer, the pre-commit hook and CI all run.
 check: .venv/dev
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
-	$(BIN)/python -m pytest tests/unit tests/architecture -q
+	$(MAKE) .venv/unit
 
 # All peers take turns on this machine, about 75 minutes; ARGS="--only W1,W3" for a part of it. vLLM gets an environment of its own.
 bench: .venv/dev
