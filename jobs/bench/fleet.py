@@ -20,9 +20,10 @@ MODULES: dict[EngineName, str] = {
 class Fleet:
     """Start workers and keep those that the next workload can use as well."""
 
-    def __init__(self, *, threads: int, folder: Path) -> None:
-        """`folder` takes the workers' logs."""
+    def __init__(self, *, threads: int, dtype: str, folder: Path) -> None:
+        """`dtype` is that of legs that name none, and of the matrix products before all; `folder` takes the logs."""
         self._threads = threads
+        self._dtype = dtype
         self._folder = folder
         self._workers: dict[tuple[str, str], Worker] = {}
         self._loaded: dict[tuple[str, str], Message] = {}
@@ -55,7 +56,8 @@ class Fleet:
         return {
             "checkpoint": str(checkpoint(workload.head)),
             "head": workload.head,
-            "dtype": "bfloat16",
+            "dtype": self._dtype,
+            "gemm_dtype": self._dtype,
             "threads": self._threads,
             "kv_cache_bytes": workload.kv_tokens * KV_BYTES_PER_TOKEN,
             "max_model_tokens": SHAPE["n_positions"],

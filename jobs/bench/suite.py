@@ -16,6 +16,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, get_args
 
+from gptj_batch.backends.native import resolve_dtype
 from jobs.bench import table
 from jobs.bench.fleet import Fleet
 from jobs.bench.legs import measure, pairs
@@ -33,12 +34,12 @@ def main() -> None:
     """Run the benchmark."""
     arguments = _arguments()
     share = QUICK_SHARE if arguments.quick else arguments.share
-    config = {"rounds": arguments.rounds, "share_of_rows": share, "peers": arguments.peers}
+    config = {"rounds": arguments.rounds, "share_of_rows": share, "peers": arguments.peers, "dtype": arguments.dtype}
     whole = {**surroundings(arguments.threads), "config": config, "minutes": 0.0, "workloads": []}
     began = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="gptj-bench-") as folder:
         plan = Plan(rounds=arguments.rounds, share=share, folder=Path(folder))
-        fleet = Fleet(threads=arguments.threads, folder=Path(folder))
+        fleet = Fleet(threads=arguments.threads, dtype=arguments.dtype, folder=Path(folder))
         for one in run(chosen(arguments.only, arguments.peers), fleet, plan):
             whole["workloads"].append(one)
             whole["minutes"] = round((time.monotonic() - began) / 60, 1)
@@ -104,6 +105,11 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--peers", default="ours,transformers,vllm", help="engines that take part")
     parser.add_argument("--threads", type=int, default=2, help="for every engine")
+    parser.add_argument(
+        "--dtype",
+        default=resolve_dtype("auto", "cpu"),
+        help="where a leg names none; as a job chooses it: a CPU that has no bfloat16 is no measure of it",
+    )
     parser.add_argument("--share", type=float, default=1.0, help="part of each workload's rows")
     parser.add_argument("--quick", action="store_true", help="a sixteenth of the rows: to see that everything runs")
     parser.add_argument("--name", default="suite", help="of the files in jobs/bench/results")
