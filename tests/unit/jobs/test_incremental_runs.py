@@ -479,3 +479,21 @@ def test_the_command_takes_the_flags(
     assert main(["run", str(file), "--incremental"]) == 0
     assert main(["run", str(file), "--incremental", "--rescore", "all"]) == 0
     assert len(runs(tmp_path)) == 2
+
+
+def test_a_report_lists_the_runs_and_other_commands_ask_for_one_of_them(
+    tmp_path: Path, spine: Spine, write: Write, scheduled: Callable[..., Job], capsys: pytest.CaptureFixture[str]
+) -> None:
+    write("a.parquet")
+    run_job(scheduled())
+    write("a.parquet", 7)
+    run_job(scheduled())
+    capsys.readouterr()
+    out = str(tmp_path / "out")
+    assert main(["report", out]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert "1 files, 40 rows, 0 failed; rows of 0 files are current" in lines[0]
+    assert "1 files, 7 rows, 0 failed; rows of 1 files are current" in lines[1]
+    for command in ("retry", "verify"):
+        assert main([command, out]) == 2
+        assert "is kept by incremental runs; name one of them" in capsys.readouterr().err
