@@ -38,9 +38,12 @@ def write(tmp_path: Path) -> Write:
     return write
 
 
-@pytest.fixture(params=["partition", "append"])
-def mode(request: pytest.FixtureRequest) -> str:
-    return str(request.param)
+in_both_modes = pytest.mark.parametrize("mode", ["partition", "append"])
+
+
+@pytest.fixture
+def mode() -> str:
+    return "partition"
 
 
 @pytest.fixture
@@ -75,6 +78,7 @@ def touch(file: Path) -> None:
     os.utime(file, ns=(there.st_atime_ns, there.st_mtime_ns + 10**9))
 
 
+@in_both_modes
 def test_only_new_files_are_done_and_all_rows_are_there_once(
     tmp_path: Path, spine: Spine, write: Write, scheduled: Callable[..., Job], capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -91,6 +95,7 @@ def test_only_new_files_are_done_and_all_rows_are_there_once(
     assert texts(tmp_path) == rows(a=40, b=10, c=33)
 
 
+@in_both_modes
 def test_parts_lie_where_the_setting_says(
     tmp_path: Path, spine: Spine, write: Write, scheduled: Callable[..., Job], mode: str
 ) -> None:
@@ -131,6 +136,7 @@ def test_nothing_new_reads_no_file_and_ends_with_0(
     assert {path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("*") if path.is_file()} == before
 
 
+@in_both_modes
 def test_a_changed_file_is_done_again_and_takes_the_place_of_its_old_rows(
     tmp_path: Path, spine: Spine, write: Write, scheduled: Callable[..., Job]
 ) -> None:
@@ -190,6 +196,7 @@ def test_a_renamed_file_is_not_done_again(
     assert {Path(path).name for path in read_ledger(tmp_path / "out").files} == {"z.parquet", "b.parquet"}
 
 
+@in_both_modes
 def test_rotated_files_are_known_by_their_content_and_the_one_that_fell_out_is_replaced(
     tmp_path: Path, spine: Spine, write: Write, scheduled: Callable[..., Job]
 ) -> None:
@@ -227,6 +234,7 @@ def test_a_copy_is_a_file_of_its_own(tmp_path: Path, spine: Spine, write: Write,
     assert texts(tmp_path) == rows(a=80)
 
 
+@in_both_modes
 def test_an_interrupted_run_goes_on_and_then_does_what_came_since(
     tmp_path: Path, spine: Spine, write: Write, scheduled: Callable[..., Job], capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -303,6 +311,7 @@ def test_rescoring_new_files_keeps_the_results_that_are_there(
         run_job(scheduled())
 
 
+@in_both_modes
 def test_rescoring_all_does_every_file_again_and_replaces_the_old_rows(
     tmp_path: Path, spine: Spine, write: Write, scheduled: Callable[..., Job]
 ) -> None:
@@ -422,6 +431,7 @@ def test_files_without_rows_are_done_once(
     assert run_job(scheduled()) == 0 and texts(tmp_path) == rows(a=2, c=3)
 
 
+@in_both_modes
 def test_partitions_of_the_input_and_of_the_output_are_kept(
     tmp_path: Path, spine: Spine, write: Write, scheduled: Callable[..., Job]
 ) -> None:
