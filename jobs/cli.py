@@ -61,6 +61,10 @@ def _parser() -> argparse.ArgumentParser:
 
     run = _add(commands, "run", _run, "run a job here, or on the cluster that RAY_ADDRESS or --address names")
     _add_job(run)
+    _add_incremental(run)
+    run.add_argument(
+        "--rescore", choices=("all", "new"), help="with other settings: every file again, or new ones only"
+    )
 
     retry = _add(commands, "retry", _retry, "do again the rows of a finished output that failed, in place")
     retry.add_argument("output", metavar="OUTPUT_DIR")
@@ -97,7 +101,7 @@ def _parser() -> argparse.ArgumentParser:
     report = _add(commands, "report", _report, "make a run's report again, and print it")
     report.add_argument("output", metavar="OUTPUT_DIR")
 
-    add_cluster_commands(commands, _add, _add_job)
+    add_cluster_commands(commands, _add, _add_job, _add_incremental)
     _add(commands, "version", _version, "print versions and devices")
     return parser
 
@@ -117,6 +121,12 @@ def _add_job(command: argparse.ArgumentParser) -> None:
     command.add_argument("--limit", type=int, metavar="N", help="only the first N rows (input.limit)")
 
 
+def _add_incremental(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--incremental", action="store_true", help="only files that are new or changed (input.incremental)"
+    )
+
+
 def job_of(options: argparse.Namespace) -> "Job":
     """Return the job that a command's arguments name. Raises ConfigError."""
     from pipelines.config import load_job
@@ -124,6 +134,8 @@ def job_of(options: argparse.Namespace) -> "Job":
     overrides = list(options.overrides)
     if options.limit is not None:
         overrides.append(f"input.limit={options.limit}")
+    if getattr(options, "incremental", False):
+        overrides.append("input.incremental=true")
     return load_job(options.config, overrides)
 
 
@@ -132,7 +144,7 @@ def _run(options: argparse.Namespace) -> int:
     from jobs.run import run_job
 
     limits = TimeLimits.of_options(options.deadline, options.max_gpu_hours)
-    return run_job(job_of(options), options.address, limits)
+    return run_job(job_of(options), options.address, limits, options.rescore)
 
 
 def _plan(options: argparse.Namespace) -> int:

@@ -11,10 +11,11 @@ if TYPE_CHECKING:
 Add = Callable[[Any, str, object, str], argparse.ArgumentParser]
 
 
-def add_cluster_commands(commands: Any, add: Add, add_job: Callable[[argparse.ArgumentParser], None]) -> None:
-    """Add the commands to the parser's; `add` makes one, `add_job` gives it a job file and overrides."""
+def add_cluster_commands(commands: Any, add: Add, *of_jobs: Callable[[argparse.ArgumentParser], None]) -> None:
+    """Add the commands to the parser's; `add` makes one, `of_jobs` give it a job file, overrides and so on."""
     submit = add(commands, "submit", _submit, "send a job, with this package, to a cluster, and print its id")
-    add_job(submit)
+    for add_arguments in of_jobs:
+        add_arguments(submit)
     submit.add_argument("--wait", action="store_true", help="follow it to its end, and end with its exit code")
     submit.add_argument("--submission-id", metavar="ID", help="its name there; a second job of that name is refused")
     submit.add_argument("--python", default="python", metavar="PATH", help="the interpreter on the cluster (python)")

@@ -22,7 +22,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from gptj_batch.errors import GPTJBatchError, OutputInUseError
+from gptj_batch.errors import ConfigError, GPTJBatchError, OutputInUseError
 from gptj_batch.records.attempts import Attempts
 from gptj_batch.records.beside import change_places, settle
 from gptj_batch.records.lease import Fence, take_lease
@@ -37,6 +37,7 @@ from pipelines.backend_choice import choose_backend, gpus_of_replica, memory_pla
 from pipelines.cluster import node_resources
 from pipelines.config import Job, load_job
 from pipelines.finish import finish
+from pipelines.ledger import Rescore
 from pipelines.no_rows import write_no_rows
 from pipelines.prepare import Run, check_output, claim_output, placed, prepare
 from pipelines.progress import Progress
@@ -45,11 +46,21 @@ from pipelines.report import Report, read_report, write_failure
 from pipelines.report_page import page_path, write_page
 
 
-def run_job(job: Job, address: str | None = None, limits: TimeLimits | None = None) -> int:
+def run_job(
+    job: Job, address: str | None = None, limits: TimeLimits | None = None, rescore: Rescore | None = None
+) -> int:
     """Run a job to its end and return the exit code: 0, or 3 where more failed than `errors.max_failed_rows` allows.
+
+    rescore: of an incremental job, see `jobs.incremental`
 
     Raises GPTJBatchError, or Stopped at a signal or a limit; a rerun of the same job then goes on where this one ended.
     """
+    if job.input.incremental:
+        from jobs.incremental import run_incremental  # which is made of what is here
+
+        return run_incremental(job, address, limits, rescore)
+    if rescore is not None:
+        raise ConfigError("--rescore: it is for incremental runs; add --incremental, or leave it out")
     with stop_on_signals():
         report = complete(prepare(job), address, limits)
         print(report.summary())

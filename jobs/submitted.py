@@ -55,11 +55,12 @@ class Jobs:
             for package in PACKAGES:
                 source = Path(str(package.__file__)).parent
                 shutil.copytree(source, Path(folder) / source.name, ignore=LEFT_BEHIND)
+            script = "score_scheduled" if job.input.incremental else "run"
             (Path(folder) / CONFIG_FILE).write_text(for_the_cluster(job).to_yaml(), encoding="utf-8")
             try:
                 return str(
                     self._client.submit_job(
-                        entrypoint=f"{python} jobs/run.py {CONFIG_FILE}",
+                        entrypoint=f"{python} jobs/{script}.py {CONFIG_FILE}",
                         submission_id=submission_id,
                         runtime_env={"working_dir": folder},
                         metadata={"name": job.name, "output": job.output.path},

@@ -60,6 +60,8 @@ class InputSettings(Settings):
     """The column that names a row in messages, and that sampling draws from; null is file and row number."""
     limit: Annotated[int, Field(ge=1)] | None = None
     """Only the first so many rows."""
+    incremental: bool = False
+    """Do only the files that earlier runs have not done, or that changed since; what was done, the ledger says."""
 
     @field_validator("path", "columns", mode="before")
     @classmethod
@@ -139,6 +141,8 @@ class OutputSettings(Settings):
     """Arrow is IPC files; jsonl is one JSON object a line, whose types `records/json_rows.py` lists."""
     on_exists: Literal["resume", "overwrite", "fail"] = "resume"
     """`resume` does what is missing, if the same configuration made what is there."""
+    incremental: Literal["partition", "append"] = "partition"
+    """Of incremental runs: each one's parts in a folder `run=<time>` of their own, or all in one folder."""
     prefix: str = ""
     """Put before the name of every added column."""
 
@@ -224,6 +228,15 @@ class ErrorSettings(Settings):
         return failed == 0 or (failed / rows if limit < 1.0 else failed) <= limit
 
 
+class DriftSettings(Settings):
+    """How much an incremental run's rows may differ from those of the run before it."""
+
+    max_psi: Annotated[float, Field(gt=0.0, allow_inf_nan=False)] | None = None
+    """A population stability index above this ends the run with exit code 3; null only reports it. 0.2 is common."""
+    min_rows: int = Field(default=200, ge=1)
+    """Runs of fewer rows are neither compared nor compared with: chance alone makes them differ."""
+
+
 class Job(Settings):
     """A whole job."""
 
@@ -236,6 +249,7 @@ class Job(Settings):
     replicas: ReplicaSettings = ReplicaSettings()
     output: OutputSettings
     errors: ErrorSettings = ErrorSettings()
+    drift: DriftSettings = DriftSettings()
 
     @field_validator("name")
     @classmethod

@@ -31,7 +31,7 @@ def finish(
     if fence is not None:
         fence.check()
     write_report(run, report)
-    publish(run.folder, run.plan.num_units, run.job.output.form, run.plan.num_rows)
+    publish(run.folder, run.plan.num_units, run.job.output.form, run.plan.num_rows, run.part_groups)
     if run.is_beside:
         if fence is not None:  # publishing may have taken long
             fence.check()

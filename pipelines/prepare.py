@@ -26,6 +26,7 @@ from gptj_batch.tasks.base import ERROR_COLUMN, Task
 from gptj_batch.tasks.registry import make_task
 from pipelines.backend_choice import check_backend
 from pipelines.config import Job
+from pipelines.ledger import is_incremental
 
 # Units small enough that a short job keeps several in flight, and no more than the planner handles in a second.
 MIN_UNIT_ROWS, MAX_UNIT_ROWS = 32, 512
@@ -34,7 +35,10 @@ UNITS_OF_A_SHORT_JOB, MAX_UNITS = 64, 100_000
 
 @dataclass(frozen=True, kw_only=True)
 class Run:
-    """A job that has been checked: what will be done, in which units."""
+    """A job that has been checked: what will be done, in which units.
+
+    is_beside: written beside an output that it is to replace    by_file: every part has rows of one input file only
+    """
 
     job: Job
     task: Task
@@ -42,6 +46,12 @@ class Run:
     plan: UnitPlan
     model: ModelFacts
     is_beside: bool = False
+    by_file: bool = False
+
+    @property
+    def part_groups(self) -> list[int] | None:
+        """Return how many units each file has, where no part may hold rows of two files."""
+        return self.plan.units_of_files if self.by_file else None
 
     @property
     def folder(self) -> str:
@@ -75,9 +85,6 @@ class Run:
             "task": self.job.task.model_dump(mode="json"),
         }
 
-    def _engine_kwargs(self) -> dict[str, Any]:
-        return {"engine_kwargs": self.job.backend.engine_kwargs} if self.job.backend.engine_kwargs else {}
-
     def fingerprint(self) -> dict[str, Any]:
         """Return everything that decides the rows; a rerun may only go on where all of it is the same.
 
@@ -87,20 +94,22 @@ class Run:
             file.path: f"{file.num_rows} rows, {file.size_bytes} bytes, {file.version or file.mtime_ns}"
             for file in self.inputs.files
         }
-        return {
-            "gptj_batch": gptj_batch.__version__,
-            "input": {
-                "files": files,
-                "columns": self.columns,
-                "key": self.job.input.key,
-                "limit": self.job.input.limit,
-            },
-            "task": self.job.task.model_dump(mode="json"),
-            "model": {"identity": self.model.identity, "dtype": self.job.model.dtype},
-            "backend": {"kind": self.job.backend.kind, **self._engine_kwargs()},
-            "output": {"prefix": self.job.output.prefix},
-            "rows_per_unit": self.plan.max_rows_per_unit,
-        }
+        facts = result_settings(self.job, self.model)
+        facts["input"] |= {"files": files, "limit": self.job.input.limit}
+        return {**facts, "rows_per_unit": self.plan.max_rows_per_unit}
+
+
+def result_settings(job: Job, model: ModelFacts) -> dict[str, Any]:
+    """Return everything that decides what becomes of a row, whichever files there are."""
+    kwargs = {"engine_kwargs": job.backend.engine_kwargs} if job.backend.engine_kwargs else {}
+    return {
+        "gptj_batch": gptj_batch.__version__,
+        "input": {"columns": None if job.input.columns is None else list(job.input.columns), "key": job.input.key},
+        "task": job.task.model_dump(mode="json"),
+        "model": {"identity": model.identity, "dtype": job.model.dtype},
+        "backend": {"kind": job.backend.kind, **kwargs},
+        "output": {"prefix": job.output.prefix},
+    }
 
 
 def prepare(job: Job) -> Run:
@@ -109,17 +118,18 @@ def prepare(job: Job) -> Run:
     Raises ConfigError, InputError or CheckpointError; nothing has been started or written then.
     """
     check_backend(job)
-    _check_apart(_paths(job), job.output.path)
+    check_apart(job)
     return prepare_on(job, find_inputs(job))
 
 
 def find_inputs(job: Job) -> InputFiles:
     """Return the files that a job reads. Raises ConfigError or InputError."""
     source = job.input
-    return list_files(_paths(job), source.format, job.errors.bad_files, subset=source.subset, split=source.split)
+    return list_files(input_paths(job), source.format, job.errors.bad_files, subset=source.subset, split=source.split)
 
 
-def _paths(job: Job) -> list[str]:
+def input_paths(job: Job) -> list[str]:
+    """Return the paths that `input.path` has."""
     return [job.input.path] if isinstance(job.input.path, str) else list(job.input.path)
 
 
@@ -144,10 +154,11 @@ def unit_rows(num_rows: int) -> int:
     return max(MIN_UNIT_ROWS, min(MAX_UNIT_ROWS, short), -(-num_rows // MAX_UNITS))
 
 
-def _check_apart(paths: Sequence[str], output: str) -> None:
+def check_apart(job: Job) -> None:
     """Raise ConfigError where overwriting the output would remove input, or the next run would read the output."""
+    output = job.output.path
     root = OutputFolder.at(output).root.resolve()
-    for path in paths:
+    for path in input_paths(job):
         local = Path(path.removeprefix("file://")).expanduser()
         if "://" in path.removeprefix("file://"):
             continue
@@ -219,6 +230,11 @@ def check_output(run: Run) -> Literal["nothing", "ours"]:
     if found == "foreign":
         raise ConfigError(
             f"output.path: {path} holds files that gptj-batch did not make; choose another path, or empty the folder"
+        )
+    if is_incremental(path):
+        raise ConfigError(
+            f"output.path: {path} is kept by incremental runs; run this job with --incremental (input.incremental), or "
+            "choose another path"
         )
     return found
 

@@ -5,7 +5,7 @@ import json
 import platform
 import time
 from contextlib import suppress
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -32,6 +32,7 @@ class Report:
     """What a run did; the counts of rows are the whole output's, the rest is this run's alone.
 
     columns: those that the task added and that may be shown
+    incremental: of an incremental run, its name and what it found of the input's files
     """
 
     name: str
@@ -58,6 +59,7 @@ class Report:
     versions: dict[str, str]
     columns: list[str]
     duplicates_this_run: int = 0
+    incremental: dict[str, Any] = field(default_factory=dict)
 
     @classmethod
     def of_units(cls, run: Run, counts: Counts, seconds: float, started: float, backend: dict[str, Any]) -> "Report":
@@ -160,28 +162,30 @@ def count_errors(run: Run) -> dict[str, int]:
     return counts
 
 
-def write_failure(run: Run, exit_code: int, reason: str) -> None:
+def write_failure(run: Run, exit_code: int, reason: str, output: str | None = None) -> None:
     """Leave in `run.json` how a run ended that did not finish: Ray Jobs turn every exit code into 1.
+
+    output: the output whose `run.json` it is, where that is not the run's own folder
 
     Does nothing where not even that can be written.
     """
-    folder = OutputFolder.at(run.folder)
     failure = {
         "name": run.job.name,
-        "output": run.job.output.path,
+        "output": output or run.job.output.path,
         "rows": run.plan.num_rows,
         "units": run.plan.num_units,
-        "units_done": len(folder.unit_indices()),
+        "units_done": len(OutputFolder.at(run.folder).unit_indices()),
         "exit_code": exit_code,
         "reason": reason,
         "ended": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
     }
+    folder = OutputFolder.at(output or run.folder)
     with suppress(OutputError), folder.whole_file(folder.private / RUN_FILE) as staged:
         staged.write_text(json.dumps(failure, indent=2) + "\n", encoding="utf-8")
 
 
 def write_report(run: Run, report: Report) -> None:
-    """Write `run.json` and the resolved `config.yaml` into the output. Raises OutputError."""
+    """Write `run.json` and the resolved `config.yaml` into the run's folder. Raises OutputError."""
     folder = OutputFolder.at(run.folder)
     for name, text in ((RUN_FILE, json.dumps(asdict(report), indent=2) + "\n"), (CONFIG_FILE, run.job.to_yaml())):
         with folder.whole_file(folder.private / name) as staged:

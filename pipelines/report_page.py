@@ -1,6 +1,7 @@
 """`report.html`: what a run did and what its columns hold, on one page that needs nothing from elsewhere."""
 
 from collections import Counter
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -13,10 +14,12 @@ from jinja2 import Environment, StrictUndefined
 
 from gptj_batch.records.output import OutputFolder
 from gptj_batch.records.part_reader import read_column
+from pipelines.drift import Drift
 from pipelines.progress import duration
 from pipelines.report import Report
 
 MAX_VALUES = 20
+MAX_SHARES = 8
 MAX_VALUE_CHARS = 60
 
 # No scripts, and a policy that would stop any: labels and error texts come from outside and are escaped besides.
@@ -44,6 +47,19 @@ PAGE = """<!doctype html>
 <table>
 {% for name, value in facts %}<tr><th>{{ name }}</th><td>{{ value }}</td></tr>
 {% endfor %}</table>
+{% if drift %}
+<h2>Drift from run {{ drift.reference }}</h2>
+<p>{{ drift.reason or "The index is the population stability index; 0.1 to 0.25 is often called a moderate change." }}
+</p>
+<table>
+<tr><th></th><th>index</th><th>by chance</th><th>before</th><th>now</th></tr>
+{% for shift in drift.shifts %}<tr><th>{{ shift.name }}</th><td>{{ "%.4f"|format(shift.psi) }}</td>
+<td>{{ "%.4f"|format(shift.by_chance) }}</td>
+{% for spread in (shift.before, shift.now) %}<td>
+{%- for name, value in spread|few %}{{ name }} {{ "%.4g"|format(value) }}
+{%- if not loop.last %}, {% endif %}{% endfor %}</td>{% endfor %}</tr>
+{% endfor %}</table>
+{% endif %}
 {% for column in columns %}
 <h2>{{ column.name }}</h2>
 {% if column.summary %}<p>{{ column.summary }}</p>{% endif %}
@@ -71,16 +87,26 @@ def page_path(report: Report) -> Path:
     return OutputFolder.at(report.output).private / "report.html"
 
 
-def write_page(report: Report) -> None:
-    """Write `report.html` about the published output. Raises OutputError."""
-    folder = OutputFolder.at(report.output)
-    page = Environment(autoescape=True, undefined=StrictUndefined).from_string(PAGE)
+def write_page(report: Report, folder_of_run: str | None = None, drift: Drift | None = None) -> None:
+    """Write `report.html` about the published output. Raises OutputError.
+
+    folder_of_run: where the parts are now, if not yet in the report's own output    drift: shown where there is one
+    """
+    folder = OutputFolder.at(folder_of_run or report.output)
+    environment = Environment(autoescape=True, undefined=StrictUndefined)
+    environment.filters["few"] = _few
+    page = environment.from_string(PAGE)
     described = [facts for name in report.columns if (facts := _column_facts(folder, name)) is not None]
-    text = page.render(report=asdict(report), facts=_run_facts(report), columns=described)
-    with folder.whole_file(page_path(report)) as staged:
+    shown = None if drift is None else drift.as_json()
+    text = page.render(report=asdict(report), facts=_run_facts(report), columns=described, drift=shown)
+    with folder.whole_file(folder.private / "report.html") as staged:
         staged.write_text(text, encoding="utf-8")
     with suppress(OSError):
         folder.staging.rmdir()  # the run's last file is written
+
+
+def _few(spread: Mapping[str, float]) -> list[tuple[str, float]]:
+    return [(name[:MAX_VALUE_CHARS], value) for name, value in list(spread.items())[:MAX_SHARES]]
 
 
 def _run_facts(report: Report) -> list[tuple[str, Any]]:
@@ -95,6 +121,8 @@ def _run_facts(report: Report) -> list[tuple[str, Any]]:
         ("backend", ", ".join(f"{name} {value}" for name, value in report.backend.items()) or "no unit was left to do"),
         ("versions", ", ".join(f"{name} {version}" for name, version in report.versions.items())),
     ]
+    if report.incremental:
+        facts.insert(0, ("run", f"{report.incremental['run']}: {report.incremental['files']}"))
     return facts + [("skipped file", path) for path in report.skipped_files]
 
 

@@ -18,6 +18,7 @@ from gptj_batch.stages.read import row_keys
 from gptj_batch.tasks.base import ERROR_COLUMN
 from gptj_batch.tasks.registry import make_task
 from pipelines.config import Job, load_job
+from pipelines.ledger import is_incremental
 from pipelines.prepare import Run
 from pipelines.report import CONFIG_FILE
 
@@ -37,6 +38,11 @@ class Finished:
     def read(cls, output: str, overrides: Sequence[str] = ()) -> "Finished":
         """Read what made an output. Raises ConfigError where it is none that is complete, OutputError for damage."""
         folder = OutputFolder.at(output)
+        if is_incremental(output):
+            raise ConfigError(
+                f"{folder.root} is kept by incremental runs; name one of them, such as {folder.root}/run=<time> (with "
+                "output.incremental=append there is none: run the job with --rescore all)"
+            )
         fingerprint = load_plan(output)
         if fingerprint is None:
             raise ConfigError(f"{folder.root} is not an output of gptj-batch; name the folder of a finished run")

@@ -126,7 +126,8 @@ def _files_of(place: Place, info: Any, named: bool, root: str) -> Iterator[Found
         yield FoundFile(place.public(info.path), info.size, info.mtime_ns or 0, named, partition, version)
     elif info.type == fs.FileType.Directory:
         inside = place.filesystem.get_file_info(fs.FileSelector(info.path, recursive=True))
-        _refuse_unfinished(place, {entry.path for entry in inside})
+        # what lies hidden, as the runs of an incremental output that go on, is not read and need not be finished
+        _refuse_unfinished(place, {entry.path for entry in inside if not _is_hidden(_above(entry.path), info.path)})
         for entry in inside:
             if not _is_hidden(entry.path, info.path) and entry.type == fs.FileType.File:
                 yield from _files_of(place, entry, named=False, root=root)
@@ -165,6 +166,10 @@ def _below(path: str, root: str) -> tuple[str, ...]:
 
 def _is_hidden(path: str, root: str) -> bool:
     return any(part[0] in "_." for part in _below(path, root))
+
+
+def _above(path: str) -> str:
+    return PurePosixPath(path).parent.as_posix()
 
 
 def _partition(path: str, root: str) -> tuple[tuple[str, str | None], ...]:

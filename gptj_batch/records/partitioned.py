@@ -1,6 +1,6 @@
 """Writing partitioned parts: every unit is read once for some hundred partitions, whose files are open together."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
@@ -31,8 +31,12 @@ class _Span:
     last: int
 
 
-def write_partitions(folder: OutputFolder, units: Sequence[Path], schema: pa.Schema, form: PartForm) -> dict[Path, int]:
+def write_partitions(
+    folder: OutputFolder, units: Sequence[Path], schema: pa.Schema, form: PartForm, first: int = 0
+) -> dict[Path, int]:
     """Write the units' rows as parts in one folder a partition; return the parts with their numbers of rows.
+
+    first: the number of each folder's first part
 
     Raises OutputError, also where there are too many partitions; nothing has been written then.
     """
@@ -40,7 +44,7 @@ def write_partitions(folder: OutputFolder, units: Sequence[Path], schema: pa.Sch
     written: dict[Path, int] = {}
     left = iter(spans.items())
     while wave := dict(islice(left, _MAX_OPEN)):
-        written |= _write_wave(folder, units, schema, form, wave)
+        written |= _write_wave(folder, units, schema, form, wave, first)
     return written
 
 
@@ -60,7 +64,12 @@ def _spans(units: Sequence[Path], schema: pa.Schema, columns: Sequence[str]) -> 
 
 
 def _write_wave(
-    folder: OutputFolder, units: Sequence[Path], schema: pa.Schema, form: PartForm, wave: dict[str, _Span]
+    folder: OutputFolder,
+    units: Sequence[Path],
+    schema: pa.Schema,
+    form: PartForm,
+    wave: dict[str, _Span],
+    first_part: int,
 ) -> dict[Path, int]:
     """Write some partitions in one pass over the units that have rows of them."""
     first, last = min(span.first for span in wave.values()), max(span.last for span in wave.values())
@@ -72,10 +81,15 @@ def _write_wave(
         for number, table in enumerate(unit_tables(units[first : last + 1], schema), start=first):
             for name, rows in split(table, form.partition_by, wave):
                 if name not in series:
-                    path = partial(folder.part, max_parts=len(units), ending=form.ending, partition=name)
+                    part = partial(folder.part, max_parts=len(units), ending=form.ending, partition=name)
+                    path = partial(_numbered_from, first_part, part)
                     series[name] = PartSeries(folder, path, kept, form, waiting_bytes)
                     unfinished.push(series[name].leave_nothing)
                 series[name].add(rows)
             for name in [name for name in series if wave[name].last == number]:
                 written |= series.pop(name).finish()
     return written
+
+
+def _numbered_from(first: int, part: Callable[[int], Path], index: int) -> Path:
+    return part(first + index)

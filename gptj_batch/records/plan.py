@@ -3,7 +3,7 @@
 from bisect import bisect_right
 from dataclasses import dataclass, field
 from functools import cached_property
-from itertools import accumulate
+from itertools import accumulate, pairwise
 
 import pyarrow as pa
 
@@ -86,6 +86,11 @@ class UnitPlan:
     def num_rows(self) -> int:
         """Return the number of rows of all units."""
         return sum(self.taken_rows)
+
+    @property
+    def units_of_files(self) -> list[int]:
+        """Return how many units each file has, in the order of the files; none where no file has a row."""
+        return [after - before for before, after in pairwise(self._first_units)]
 
     def unit(self, index: int) -> Unit:
         """Return unit number `index`."""

@@ -11,7 +11,7 @@ import json
 import shutil
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -25,23 +25,33 @@ from gptj_batch.records.partitioned import write_partitions
 from gptj_batch.records.unit_files import all_units, unit_schema, unit_tables
 
 
-def publish(output: str | Path, num_units: int, form: PartForm, num_rows: int | None = None) -> list[str]:
+def publish(
+    output: str | Path,
+    num_units: int,
+    form: PartForm,
+    num_rows: int | None = None,
+    groups: Sequence[int] | None = None,
+) -> list[str]:
     """Make parts of the units, in the order of the rows, write `_SUCCESS`, and return the parts' names.
 
     num_rows: what the run should have; another sum of the parts stops the publication
+    groups: where no part may hold rows of two groups of units, how many units each has; `published_groups` has the
+        parts of each then
 
     Doing it again, after a crash at any point or when all is done, gives the same. Raises OutputError.
     """
     folder = OutputFolder.at(output)
     if not is_complete(output):
-        written = _write_parts(folder, all_units(folder, num_units), form)
+        units = all_units(folder, num_units)
+        of_groups = _write_groups(folder, units, form, [num_units] if groups is None else groups)
+        written = {part: rows for parts in of_groups for part, rows in parts.items()}
         if num_rows is not None and sum(written.values()) != num_rows:
             raise OutputError(
                 f"output.path: {folder.root} has {sum(written.values())} rows, and the input {num_rows}; this is a bug "
                 "of gptj-batch, please report it. Nothing was removed"
             )
         _remove_other_parts(folder, written)
-        _write_success(folder, written, form)
+        _write_success(folder, written, form, None if groups is None else of_groups)
     for leftover in (folder.units, folder.staging):
         shutil.rmtree(leftover, ignore_errors=True)  # a file that cannot be removed does no harm there
     return [_name(folder, part) for part in folder.parts()]
@@ -66,17 +76,44 @@ def published_form(output: str | Path) -> dict[str, Any] | None:
     return form if isinstance(form, dict) else None
 
 
-def _write_parts(folder: OutputFolder, units: Sequence[Path], form: PartForm) -> dict[Path, int]:
-    """Write all parts and return them with their numbers of rows."""
+def published_groups(output: str | Path) -> list[list[str]] | None:
+    """Return the names of the parts of each group that `publish` was given; None where there were none."""
+    try:
+        groups = json.loads(success_path(output).read_text(encoding="utf-8"))["groups"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return groups if isinstance(groups, list) else None
+
+
+def _write_groups(
+    folder: OutputFolder, units: Sequence[Path], form: PartForm, groups: Sequence[int]
+) -> list[dict[Path, int]]:
+    """Write all parts, and return each group's with their numbers of rows; numbers go on from group to group."""
+    left, num_parts = iter(units), 0
+    written: list[dict[Path, int]] = []
+    for num_units in groups if sum(groups) else [len(units)]:  # no rows at all are one unit, which is no group's
+        parts = _write_parts(folder, list(islice(left, num_units)), form, num_parts) if num_units else {}
+        num_parts += len(parts)
+        written.append(parts)
+    return written
+
+
+def _write_parts(folder: OutputFolder, units: Sequence[Path], form: PartForm, first: int) -> dict[Path, int]:
+    """Write the parts of some units and return them with their numbers of rows."""
     schema = unit_schema(units[0])
-    if form.partition_by and (written := write_partitions(folder, units, schema, form)):
+    if form.partition_by and (written := write_partitions(folder, units, schema, form, first)):
         return written
     # Not partitioned, or without a row: then one part with all columns, which no partition would show.
-    return _write_series(folder, units, schema, form)
+    return _write_series(folder, units, schema, form, first)
 
 
-def _write_series(folder: OutputFolder, units: Sequence[Path], schema: pa.Schema, form: PartForm) -> dict[Path, int]:
-    series = PartSeries(folder, partial(folder.part, max_parts=len(units), ending=form.ending), schema, form)
+def _write_series(
+    folder: OutputFolder, units: Sequence[Path], schema: pa.Schema, form: PartForm, first: int
+) -> dict[Path, int]:
+    def path(index: int) -> Path:
+        return folder.part(first + index, max_parts=len(units), ending=form.ending)
+
+    series = PartSeries(folder, path, schema, form)
     with ExitStack() as unfinished:
         unfinished.push(series.leave_nothing)
         for table in unit_tables(units, schema):
@@ -93,9 +130,13 @@ def _remove_other_parts(folder: OutputFolder, parts: Mapping[Path, int]) -> None
     folder.remove_empty_partitions()
 
 
-def _write_success(folder: OutputFolder, parts: Mapping[Path, int], form: PartForm) -> None:
+def _write_success(
+    folder: OutputFolder, parts: Mapping[Path, int], form: PartForm, groups: Sequence[Mapping[Path, int]] | None
+) -> None:
     rows = {_name(folder, part): rows for part, rows in parts.items()}
-    facts = {"rows": sum(parts.values()), "form": form.facts(), "parts": rows}
+    facts: dict[str, Any] = {"rows": sum(parts.values()), "form": form.facts(), "parts": rows}
+    if groups is not None:
+        facts["groups"] = [[_name(folder, part) for part in group] for group in groups]
     with folder.whole_file(folder.success) as staged:
         staged.write_text(json.dumps(facts) + "\n", encoding="utf-8")
 

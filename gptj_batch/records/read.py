@@ -17,9 +17,9 @@ from gptj_batch.records.batches import (
     parquet_batches,
 )
 from gptj_batch.records.footers import BadFile, InputFile, InputFiles, inspect_files
-from gptj_batch.records.formats import with_formats
+from gptj_batch.records.formats import FileFormat, with_formats
 from gptj_batch.records.huggingface import dataset_files
-from gptj_batch.records.locate import find_files
+from gptj_batch.records.locate import FoundFile, find_files
 from gptj_batch.records.merge import conform, merge_schemas
 from gptj_batch.records.plan import Unit, UnitPlan, plan_units
 from gptj_batch.records.read_text import read_text
@@ -45,17 +45,39 @@ def list_files(
     files disagree, or one cannot be read (with "skip": none can be read).
     """
     paths = dataset_files([path] if isinstance(path, str) else path, file_format, subset, split)
-    answers = inspect_files(with_formats(find_files(paths), file_format))
-    good = _with_partitions([file for file in answers if isinstance(file, InputFile)])
+    good, bad = inspected(with_formats(find_files(paths), file_format), on_bad_file)
+    if not good:
+        raise InputError(_bad_files(bad, len(bad)))
+    return with_one_schema(good, bad)
+
+
+def inspected(
+    found: Sequence[tuple[FoundFile, FileFormat]], on_bad_file: Literal["fail", "skip"]
+) -> tuple[list[InputFile], tuple[BadFile, ...]]:
+    """Read what files say of themselves; those that can be read, and with "skip" those that cannot.
+
+    Raises InputError, naming files, where one cannot be read and none is to be skipped.
+    """
+    answers = inspect_files(found)
     bad = tuple(file for file in answers if isinstance(file, BadFile))
-    if bad and (on_bad_file == "fail" or not good):
+    if bad and on_bad_file == "fail":
         raise InputError(_bad_files(bad, len(answers)))
-    schema = merge_schemas(good)
+    return _with_partitions([file for file in answers if isinstance(file, InputFile)]), bad
+
+
+def with_one_schema(good: Sequence[InputFile], bad: Sequence[BadFile] = (), first: Sequence[Any] = ()) -> InputFiles:
+    """Return files with the columns of all of them.
+
+    first: what has path, format and schema as files do, and gives the columns their order and their types before them
+
+    Raises InputError where two disagree.
+    """
+    schema = merge_schemas([*first, *good])
     if not schema.names:
         raise InputError(
             f"input.path: {good[0].path} and all other files have no columns; check that they are the input"
         )
-    return InputFiles(tuple(replace(file, schema=schema) for file in good), bad, schema)
+    return InputFiles(tuple(replace(file, schema=schema) for file in good), tuple(bad), schema)
 
 
 def _bad_files(bad: Sequence[BadFile], num_files: int) -> str:

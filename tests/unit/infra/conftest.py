@@ -90,7 +90,7 @@ def ray_validators() -> dict[tuple[str, str], Draft202012Validator]:
     if not CRDS.is_dir():
         pytest.skip(f"KubeRay's definitions are not beside this checkout ({CRDS})")
     validators = {}
-    for file in (CRDS / "rayclusters.yaml", CRDS / "rayjobs.yaml"):
+    for file in (CRDS / "rayclusters.yaml", CRDS / "rayjobs.yaml", CRDS / "raycronjobs.yaml"):
         spec = yaml.load(file.read_text("utf-8"), Loader=yaml.CSafeLoader)["spec"]
         for version in spec["versions"]:
             if version["name"] == "v1":
@@ -107,6 +107,8 @@ def cluster_specs(manifests: list[dict[str, Any]]) -> Iterator[tuple[str, dict[s
             yield name, manifest["spec"]
         if manifest["kind"] == "RayJob":
             yield name, manifest["spec"]["rayClusterSpec"]
+        if manifest["kind"] == "RayCronJob":
+            yield name, manifest["spec"]["jobTemplate"]["rayClusterSpec"]
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:

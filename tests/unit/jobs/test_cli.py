@@ -204,7 +204,7 @@ def test_every_problem_of_a_file_has_its_line(job: str, capsys: pytest.CaptureFi
 def test_the_limit_of_the_command_line_wins(job: str, monkeypatch: pytest.MonkeyPatch) -> None:
     jobs: list[Any] = []
 
-    def run_job(job: Any, address: str | None, limits: Any) -> int:
+    def run_job(job: Any, address: str | None, limits: Any, rescore: Any) -> int:
         jobs.append((job.input.limit, address))
         return 0
 

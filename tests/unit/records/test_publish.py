@@ -11,7 +11,7 @@ import pytest
 from gptj_batch.errors import OutputError
 from gptj_batch.records.output import OutputFolder
 from gptj_batch.records.part_form import PartForm
-from gptj_batch.records.publish import is_complete, publish, published_form, success_path
+from gptj_batch.records.publish import is_complete, publish, published_form, published_groups, success_path
 from gptj_batch.records.write import write_unit
 
 from .crash import crashes
@@ -208,3 +208,27 @@ def test_a_form_that_another_publication_began_with_leaves_nothing(tmp_path, for
     assert OutputFolder.at(tmp_path).parts()
     publish(tmp_path, NUM_UNITS, PartForm(target_file_bytes=10**9, format="arrow", compression="lz4"))
     assert sorted(path.name for path in tmp_path.iterdir()) == ["_SUCCESS", "_gptj_batch", "part-00000.arrow"]
+
+
+def test_no_part_has_rows_of_two_groups(tmp_path):
+    write_units(tmp_path)
+    names = publish(tmp_path, NUM_UNITS, ALL, num_rows=ALL_ROWS, groups=[3, 0, 4])
+    assert published_groups(tmp_path) == [["part-00000.parquet"], [], ["part-00001.parquet"]]
+    assert [pq.read_metadata(tmp_path / name).num_rows for name in names] == [30, 40]
+    assert ids(tmp_path) == list(range(ALL_ROWS))
+
+
+def test_groups_are_kept_apart_in_partitions_too(tmp_path):
+    for index in range(4):
+        table = numbered(index * UNIT_ROWS, (index + 1) * UNIT_ROWS).append_column("of", pa.array(["x", "y"] * 5))
+        write_unit(table, tmp_path, index)
+    publish(tmp_path, 4, PartForm(target_file_bytes=10**9, partition_by=("of",)), groups=[1, 3])
+    groups = published_groups(tmp_path)
+    rows = [sorted(n for name in group for n in pq.read_table(tmp_path / name)["id"].to_pylist()) for group in groups]
+    assert rows == [list(range(10)), list(range(10, 40))]
+
+
+def test_groups_without_any_row_have_one_part_that_is_nobodys(tmp_path):
+    write_unit(numbered(0, 0), tmp_path, 0)
+    assert publish(tmp_path, 1, ALL, groups=[0, 0]) == ["part-00000.parquet"]
+    assert published_groups(tmp_path / "nowhere") is None

@@ -1,0 +1,195 @@
+"""The ledger of an output that incremental runs keep: which input file's rows are where, and which run put them there.
+
+One JSON file a finished run, `_gptj_batch/ledger/00000001.json` and on, each of which appears whole or not at all: that
+it is there is what makes the run a finished one. What holds now is what all of them say, one after the other. Their
+order is that of their numbers; no clock is asked.
+"""
+
+import json
+import os
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field, fields, replace
+from pathlib import Path
+from typing import Any, Literal, Self
+from uuid import uuid4
+
+from gptj_batch.errors import OutputError, OutputInUseError, shorten
+from gptj_batch.records.output import OutputFolder, not_written
+
+Rescore = Literal["all", "new"]
+_ENTRY = re.compile(r"\d{8,}\.json")
+_FOLDER, _RUNS = "ledger", "runs"
+
+
+@dataclass(frozen=True, kw_only=True)
+class DoneFile:
+    """An input file as it was when its rows were done, and the parts that have them.
+
+    mtime_ns, version: what tells one content from another without reading it    sha256: of all its bytes
+    partition: what its folders say, as in `day=1/`    run: the one that did it    parts: names below the output
+    """
+
+    path: str
+    size_bytes: int
+    mtime_ns: int
+    version: str
+    sha256: str
+    num_rows: int
+    partition: tuple[tuple[str, str | None], ...]
+    run: str
+    parts: tuple[str, ...]
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> Self:
+        """Return the file that an entry has. Raises KeyError or TypeError where it has none."""
+        named = {each.name: values[each.name] for each in fields(cls)}
+        named["partition"] = tuple((str(name), value) for name, value in values["partition"])
+        return cls(**{**named, "parts": tuple(values["parts"])})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Entry:
+    """What one run did, and what it found of the files that it did not have to do.
+
+    layout: what all runs of an output have in common    settings: what decides a row's result
+    files: those done    replaced: files whose earlier rows the run's take the place of
+    moved: new path and the old one, of files that are the same    seen: files that were touched, or are back
+    gone: files that were deleted; their rows stay    skipped: files that could not be read
+    schema: the columns that were read, serialised by Arrow, in base64
+    """
+
+    number: int
+    run: str
+    ended: str
+    layout: Mapping[str, Any]
+    settings: Mapping[str, Any]
+    rescore: Rescore | None = None
+    rows: int = 0
+    failed: int = 0
+    max_psi: float | None = None
+    files: tuple[DoneFile, ...] = ()
+    replaced: tuple[DoneFile, ...] = ()
+    moved: tuple[tuple[str, str], ...] = ()
+    seen: tuple[Mapping[str, Any], ...] = ()
+    gone: tuple[str, ...] = ()
+    skipped: tuple[str, ...] = ()
+    parts: tuple[str, ...] = ()
+    schema: str = field(default="", repr=False)
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> Self:
+        """Return the entry that a file of the ledger holds. Raises KeyError or TypeError where it holds none."""
+        named = {each.name: values[each.name] for each in fields(cls)}
+        for name in ("files", "replaced"):
+            named[name] = tuple(DoneFile.from_json(each) for each in values[name])
+        named["moved"] = tuple((new, old) for new, old in values["moved"])
+        return cls(**{**named, **{name: tuple(values[name]) for name in ("seen", "gone", "skipped", "parts")}})
+
+
+@dataclass(frozen=True)
+class Ledger:
+    """What the entries say together.
+
+    files: every file whose rows are in the output, by its path    gone: those of them that are not in the input now
+    """
+
+    entries: tuple[Entry, ...] = ()
+    files: Mapping[str, DoneFile] = field(default_factory=dict)
+    gone: frozenset[str] = frozenset()
+
+    @property
+    def last(self) -> Entry | None:
+        """Return the newest entry; None in an output that has no finished run."""
+        return self.entries[-1] if self.entries else None
+
+    def with_entry(self, entry: Entry) -> "Ledger":
+        """Return the ledger with one more entry."""
+        files, gone = dict(self.files), set(self.gone)
+        moved = [(new, files.pop(old)) for new, old in entry.moved]  # all are taken out first: names may go round
+        gone -= {old for _, old in entry.moved}
+        files |= {new: replace(file, path=new) for new, file in moved}
+        for seen in entry.seen:
+            path = str(seen["path"])
+            files[path] = replace(files[path], mtime_ns=seen["mtime_ns"], version=seen["version"])
+            gone.discard(path)
+        files |= {file.path: file for file in entry.files}
+        gone = (gone - {file.path for file in entry.files}) | set(entry.gone)
+        return Ledger((*self.entries, entry), files, frozenset(gone))
+
+
+def is_incremental(output: str | Path) -> bool:
+    """Tell whether incremental runs keep an output."""
+    private = OutputFolder.at(output).private
+    return (private / _FOLDER).is_dir() or (private / _RUNS).is_dir()
+
+
+def runs_folder(output: str | Path) -> Path:
+    """Return the folder of the runs that are not finished, or whose parts lie with all others."""
+    return OutputFolder.at(output).private / _RUNS
+
+
+def read_ledger(output: str | Path) -> Ledger:
+    """Return the ledger of an output; an empty one where there is none. Raises OutputError for one that is damaged."""
+    ledger = Ledger()
+    for number, file in enumerate(_entry_files(output), start=1):
+        try:
+            entry = Entry.from_json(json.loads(file.read_text(encoding="utf-8")))
+            if entry.number != number:
+                raise ValueError(f"it has number {entry.number} and is the {number}th")
+            ledger = ledger.with_entry(entry)
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise OutputError(
+                f"output.path: {file} cannot be read: {type(error).__name__} {shorten(error, 200)}. Without it nobody "
+                "knows which files are done; put it back from a copy, or choose another output.path"
+            ) from error
+    return ledger
+
+
+def append(output: str | Path, entry: Entry) -> None:
+    """Add an entry to the ledger, whole or not at all.
+
+    Raises OutputError, and OutputInUseError where another run has added one of this number.
+    """
+    folder = OutputFolder.at(output)
+    final = folder.private / _FOLDER / f"{entry.number:08d}.json"
+    staged = final.with_name(f".{final.name}-{uuid4().hex}")
+    text = json.dumps(asdict(entry), indent=1, ensure_ascii=False) + "\n"
+    try:
+        final.parent.mkdir(parents=True, exist_ok=True)
+        with staged.open("w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        _appear(staged, final)
+    except FileExistsError as error:
+        raise OutputInUseError(
+            f"output.path: {folder.root} has another run {entry.number} by now; this one stops, run it again"
+        ) from error
+    except OSError as error:
+        raise not_written(final, error) from error
+    finally:
+        with suppress(OSError):
+            staged.unlink(missing_ok=True)
+
+
+def _appear(staged: Path, final: Path) -> None:
+    """Give a file its name if no other has it. Raises FileExistsError."""
+    try:
+        os.link(staged, final)
+    except FileExistsError:
+        raise
+    except OSError:  # a file system without hard links
+        if final.exists():
+            raise FileExistsError(str(final)) from None
+        staged.replace(final)
+
+
+def _entry_files(output: str | Path) -> Sequence[Path]:
+    return sorted(_entries(OutputFolder.at(output).private / _FOLDER), key=lambda file: int(file.stem))
+
+
+def _entries(folder: Path) -> Iterator[Path]:
+    with suppress(FileNotFoundError):
+        yield from (file for file in folder.iterdir() if _ENTRY.fullmatch(file.name))

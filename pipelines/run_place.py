@@ -1,0 +1,148 @@
+"""Where an incremental run's parts lie: out of sight while they are made, then at once in the place that readers see.
+
+A run is an output of its own, made in `_gptj_batch/runs/<run>/`. When the ledger has it, its folder becomes
+`run=<run>/`, or its parts get their names among all others; then the parts that it replaces go. Every step can be done
+again, and the next run does those that a crash left undone.
+"""
+
+import calendar
+import json
+import shutil
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from gptj_batch.errors import OutputError
+from gptj_batch.records.output import OutputFolder, not_written
+from gptj_batch.records.publish import is_complete
+from pipelines.ledger import Entry, Ledger, runs_folder
+from pipelines.report import RUN_FILE
+
+TODO_FILE, DRIFT_FILE, PAGE_FILE = "todo.json", "drift.json", "report.html"
+_SHOWN = (RUN_FILE, PAGE_FILE, DRIFT_FILE)
+_NAME = "%Y%m%dT%H%M%SZ"
+RUN_COLUMN = "run"
+
+
+def run_name(now: float, ledger: Ledger) -> str:
+    """Return a run's name, its time in UTC; later than that of the run before it, whatever the clock says."""
+    if ledger.last is not None:
+        now = max(now, calendar.timegm(time.strptime(ledger.last.run, _NAME)) + 1)
+    return time.strftime(_NAME, time.gmtime(now))
+
+
+def work_folder(output: str, run: str) -> str:
+    """Return the folder in which a run is made."""
+    return str(runs_folder(output) / run)
+
+
+def final_names(parts: Sequence[str], run: str, layout: Mapping[str, Any]) -> list[str]:
+    """Return the names below the output that parts of a run's folder get."""
+    if layout["output.incremental"] == "partition":
+        return [f"{RUN_COLUMN}={run}/{part}" for part in parts]
+    paths = [PurePosixPath(part) for part in parts]
+    return [str(path.with_name(path.name.replace("part-", f"part-{run}-", 1))) for path in paths]
+
+
+def final_folder(output: str, run: str, layout: Mapping[str, Any]) -> str:
+    """Return the folder in which a run's parts are at the end."""
+    is_partition = layout["output.incremental"] == "partition"
+    return str(Path(output) / f"{RUN_COLUMN}={run}") if is_partition else output
+
+
+def open_run(output: str, ledger: Ledger) -> str | None:
+    """Return the run that was begun and is not in the ledger; None where there is none."""
+    done = {entry.run for entry in ledger.entries}
+    with suppress(FileNotFoundError):
+        begun = sorted(path.name for path in runs_folder(output).iterdir() if path.name not in done)
+        return begun[-1] if begun else None
+    return None
+
+
+def drop_run(output: str, run: str) -> None:
+    """Remove a run that is not in the ledger. Raises OutputError."""
+    folder = runs_folder(output) / run
+    try:
+        shutil.rmtree(folder)
+    except FileNotFoundError:
+        pass
+    except OSError as error:
+        raise not_written(folder, error) from error
+
+
+def write_todo(output: str, run: str, todo: Mapping[str, Any]) -> None:
+    """Write down what a run is to do, before it begins. Raises OutputError."""
+    folder = OutputFolder.at(work_folder(output, run))
+    with folder.whole_file(folder.private / TODO_FILE) as staged:
+        staged.write_text(json.dumps(todo, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def read_todo(output: str, run: str) -> dict[str, Any] | None:
+    """Return what `write_todo` wrote; None where it was cut off before, or cannot be read."""
+    file = OutputFolder.at(work_folder(output, run)).private / TODO_FILE
+    try:
+        todo = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return todo if isinstance(todo, dict) else None
+
+
+def settle(output: str, ledger: Ledger) -> None:
+    """Do what is left of the last run that the ledger has: its parts in their place, those it replaces gone.
+
+    Raises OutputError.
+    """
+    if (entry := ledger.last) is None:
+        return
+    folder = OutputFolder.at(output)
+    try:
+        made = OutputFolder.at(work_folder(output, entry.run))
+        if entry.parts and made.parts():
+            _show(folder, made)
+            _place(folder, made, entry)
+        _remove(folder, [part for file in entry.replaced for part in file.parts])
+    except OSError as error:
+        raise not_written(folder.root, error) from error
+    if not is_complete(output):
+        with folder.whole_file(folder.success) as staged:
+            staged.write_text(json.dumps({"ledger": "_gptj_batch/ledger"}) + "\n", encoding="utf-8")
+
+
+def _show(folder: OutputFolder, made: OutputFolder) -> None:
+    """Let the output's own report be that of its last run."""
+    for name in _SHOWN:
+        if (file := made.private / name).is_file():
+            with folder.whole_file(folder.private / name) as staged:
+                shutil.copyfile(file, staged)
+        else:
+            (folder.private / name).unlink(missing_ok=True)
+    with suppress(OSError):
+        folder.staging.rmdir()
+
+
+def _place(folder: OutputFolder, made: OutputFolder, entry: Entry) -> None:
+    if entry.layout["output.incremental"] == "partition":
+        target = Path(final_folder(str(folder.root), entry.run, entry.layout))
+        if target.exists():
+            raise OutputError(
+                f"output.path: {target} is there and is not the run's own; move it away and run the job again"
+            )
+        made.root.rename(target)
+        return
+    for part in made.parts():
+        (name,) = final_names([part.relative_to(made.root).as_posix()], entry.run, entry.layout)
+        final = folder.root / name
+        final.parent.mkdir(parents=True, exist_ok=True)
+        part.replace(final)
+    made.remove_empty_partitions()
+
+
+def _remove(folder: OutputFolder, parts: Sequence[str]) -> None:
+    for part in parts:
+        path = folder.root / part
+        path.unlink(missing_ok=True)
+        with suppress(OSError):  # others are in it
+            if path.parent != folder.root:
+                path.parent.rmdir()
