@@ -1,14 +1,25 @@
 """Rows that kill, stop or exhaust the replica that runs them: each is found and costs no other row anything."""
 
 import json
+import re
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pytest
 
+from gptj_batch.errors import InputError
+from gptj_batch.records.attempts import Attempts
+from gptj_batch.records.plan import Unit
+from gptj_batch.stages.careful import RowCare
+from gptj_batch.stages.careful_stage import CarefulStage, Stage
+from integration.clusters import connect
 from integration.desk import Desk
 from integration.faulty import DEAD, HANG, KILL, MEMORY, faulty_job, texts
+from integration.probes import Deadly, MakeRows
 from integration.running import Outcome, output_table, run_report
+from pipelines.ray_errors import as_ours
+from pipelines.whole_blocks import on_cpu, unit_numbers
 
 pytestmark = [pytest.mark.timeout(900), pytest.mark.slow]
 
@@ -73,3 +84,42 @@ def test_where_every_row_kills_its_process_the_run_ends_and_says_so(desk: Desk) 
     assert ended.code == 1
     assert "1 rows each ended the replica that ran them, more than errors.max_deadly_rows (0) allows" in ended.stderr
     assert json.loads((desk.output() / "_gptj_batch" / "run.json").read_text())["exit_code"] == 1
+
+
+def careful(desk: Desk, stage: Stage) -> CarefulStage:
+    def unit_of(table: pa.Table) -> int:
+        return int(table.column("unit")[0].as_py())
+
+    def unit(index: int) -> Unit:
+        return Unit(index, "/data/a.parquet", "parquet", 0, UNIT_ROWS, UNIT_ROWS, 1, pa.schema([]))
+
+    care = RowCare(attempts=Attempts(str(desk.output()), "run"))
+    return CarefulStage(stage, "tokenized", care, unit, unit_of)
+
+
+def rows_through(desk: Desk, stage: Stage) -> list[dict[str, Any]]:
+    """Send three units through a stage on the CPU."""
+    made = on_cpu(unit_numbers(3), MakeRows([UNIT_ROWS] * 3))
+    tables = on_cpu(made, careful(desk, stage)).iter_batches(batch_size=None, batch_format="pyarrow")
+    return sorted((row for table in tables for row in table.to_pylist()), key=lambda row: (row["unit"], row["row"]))
+
+
+def test_a_row_that_kills_a_stage_on_the_cpu_is_found_and_ends_no_run(desk: Desk) -> None:
+    (desk.folder / "starts").mkdir()
+    connect(desk.cluster)
+    rows = rows_through(desk, Deadly({7}, str(desk.folder / "starts")))
+    assert [(row["unit"], row["row"]) for row in rows] == [(unit, row) for unit in range(3) for row in range(UNIT_ROWS)]
+    for row in rows:
+        assert ("the row was left out: tokenized alone, twice" in row["error"]) == (row["row"] == 7)
+    assert num_starts(desk) <= 3 * (1 + 5 + 2 + 6), "of every unit the whole, halves, and pieces of the last attempt"
+
+
+def test_a_unit_that_kills_a_stage_that_needs_it_whole_ends_the_run_and_is_named(desk: Desk) -> None:
+    (desk.folder / "starts").mkdir()
+    connect(desk.cluster)
+    deadly = Deadly({7}, str(desk.folder / "starts"))
+    with pytest.raises(Exception) as caught:
+        rows_through(desk, deadly.__call__)
+    error = as_ours(caught.value)
+    assert isinstance(error, InputError), caught.value
+    assert re.search(r"unit \d \(/data/a.parquet, rows 0 to 32\) cannot be tokenized: 4 times the process", str(error))
