@@ -60,13 +60,11 @@ class CarefulStage:
         if not history.is_suspect or self._leave_out is None:
             made = self._whole(number, attempt, table, history)
         else:
-            pieces = [self._piece(number, attempt, table, piece, history) for piece in self._pieces(table, history)]
-            made = pa.concat_tables(pieces)
+            pieces = history.pieces(table.num_rows)  # the smallest first: little is done in vain
+            done = {piece: self._piece(number, attempt, table, piece, history) for piece in pieces}
+            made = pa.concat_tables([done[piece] for piece in sorted(done)])
         self._attempts.finish(number)
         return made
-
-    def _pieces(self, table: pa.Table, history: History) -> list[Piece]:
-        return sorted(history.pieces(table.num_rows))
 
     def _whole(self, number: int, attempt: str, table: pa.Table, history: History) -> pa.Table:
         whole = Piece(0, table.num_rows)

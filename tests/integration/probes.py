@@ -68,15 +68,15 @@ class Replica:
 
 
 class Deadly:
-    """Note every start in a file, and kill the own process at the rows `bad`; what is left out gets its error."""
+    """Kill the own process at a row of a unit, leaving a file in `ends`; what is left out gets its error."""
 
-    def __init__(self, bad: set[int], starts: str) -> None:
-        self._bad = bad
-        self._starts = starts
+    def __init__(self, unit: int, row: int, ends: str) -> None:
+        self._bad = {"unit": unit, "row": row}
+        self._ends = ends
 
     def __call__(self, table: pa.Table) -> pa.Table:
-        (Path(self._starts) / uuid4().hex).touch()
-        if self._bad & set(table.column("row").to_pylist()):
+        if self._bad in table.select(["unit", "row"]).to_pylist():
+            (Path(self._ends) / uuid4().hex).touch()
             os.kill(os.getpid(), signal.SIGKILL)
         return self.leave_out(table, "")
 

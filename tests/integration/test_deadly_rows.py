@@ -1,7 +1,6 @@
 """Rows that kill, stop or exhaust the replica that runs them: each is found and costs no other row anything."""
 
 import json
-import re
 from pathlib import Path
 from typing import Any
 
@@ -86,40 +85,43 @@ def test_where_every_row_kills_its_process_the_run_ends_and_says_so(desk: Desk) 
     assert json.loads((desk.output() / "_gptj_batch" / "run.json").read_text())["exit_code"] == 1
 
 
-def careful(desk: Desk, stage: Stage) -> CarefulStage:
-    def unit_of(table: pa.Table) -> int:
-        return int(table.column("unit")[0].as_py())
+NUM_UNITS, FEW_ROWS = 3, 8  # of what goes through a stage on the CPU
+
+
+def through(desk: Desk, stage: Stage) -> list[dict[str, Any]]:
+    """Send units through a stage on the CPU, as a run does, and return their rows."""
+    care = RowCare(attempts=Attempts(str(desk.output()), "run"))
 
     def unit(index: int) -> Unit:
-        return Unit(index, "/data/a.parquet", "parquet", 0, UNIT_ROWS, UNIT_ROWS, 1, pa.schema([]))
+        return Unit(index, "/data/a.parquet", "parquet", 0, FEW_ROWS, FEW_ROWS, 1, pa.schema([]))
 
-    care = RowCare(attempts=Attempts(str(desk.output()), "run"))
-    return CarefulStage(stage, "tokenized", care, unit, unit_of)
-
-
-def rows_through(desk: Desk, stage: Stage) -> list[dict[str, Any]]:
-    """Send three units through a stage on the CPU."""
-    made = on_cpu(unit_numbers(3), MakeRows([UNIT_ROWS] * 3))
-    tables = on_cpu(made, careful(desk, stage)).iter_batches(batch_size=None, batch_format="pyarrow")
+    careful = CarefulStage(stage, "tokenized", care, unit, lambda table: int(table.column("unit")[0].as_py()))
+    made = on_cpu(on_cpu(unit_numbers(NUM_UNITS), MakeRows([FEW_ROWS] * NUM_UNITS)), careful)
+    tables = made.iter_batches(batch_size=None, batch_format="pyarrow")
     return sorted((row for table in tables for row in table.to_pylist()), key=lambda row: (row["unit"], row["row"]))
 
 
-def test_a_row_that_kills_a_stage_on_the_cpu_is_found_and_ends_no_run(desk: Desk) -> None:
+def deadly(desk: Desk) -> Deadly:
     (desk.folder / "starts").mkdir()
     connect(desk.cluster)
-    rows = rows_through(desk, Deadly({7}, str(desk.folder / "starts")))
-    assert [(row["unit"], row["row"]) for row in rows] == [(unit, row) for unit in range(3) for row in range(UNIT_ROWS)]
+    return Deadly(1, 5, str(desk.folder / "starts"))
+
+
+def test_a_row_that_kills_a_stage_on_the_cpu_is_found_and_ends_no_run(desk: Desk) -> None:
+    rows = through(desk, deadly(desk))
+    assert [(row["unit"], row["row"]) for row in rows] == [
+        (n, row) for n in range(NUM_UNITS) for row in range(FEW_ROWS)
+    ]
     for row in rows:
-        assert ("the row was left out: tokenized alone, twice" in row["error"]) == (row["row"] == 7)
-    assert num_starts(desk) <= 3 * (1 + 5 + 2 + 6), "of every unit the whole, halves, and pieces of the last attempt"
+        error = "the row was left out: tokenized alone, twice, the process ended (killed, aborted, or out of memory)"
+        assert row["error"] == (error if (row["unit"], row["row"]) == (1, 5) else "")
+    assert num_starts(desk) <= 3 + 2, "log2(8) + 2 processes ended"
 
 
 def test_a_unit_that_kills_a_stage_that_needs_it_whole_ends_the_run_and_is_named(desk: Desk) -> None:
-    (desk.folder / "starts").mkdir()
-    connect(desk.cluster)
-    deadly = Deadly({7}, str(desk.folder / "starts"))
     with pytest.raises(Exception) as caught:
-        rows_through(desk, deadly.__call__)
+        through(desk, deadly(desk).__call__)
     error = as_ours(caught.value)
     assert isinstance(error, InputError), caught.value
-    assert re.search(r"unit \d \(/data/a.parquet, rows 0 to 32\) cannot be tokenized: 4 times the process", str(error))
+    assert "unit 1 (/data/a.parquet, rows 0 to 8) cannot be tokenized: 4 times the process ended" in str(error)
+    assert num_starts(desk) == 4
