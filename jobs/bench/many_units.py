@@ -1,7 +1,7 @@
 """Many units: what a run over 100,000 of them costs beside its rows: planning, resuming, reconciling, publishing.
 
-No model and no Ray: units are written as the last stage writes them, a tenth of them is taken away as if the run had
-been cut off, and every step of a rerun is timed, with the memory that this process holds.
+No model and no Ray: units are written, a tenth of them is taken away as if the run had been cut off, and every step of
+a rerun is timed, with the memory that this process holds.
 """
 
 import argparse
@@ -10,7 +10,8 @@ import shutil
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ import pyarrow.parquet as pq
 
 from gptj_batch.records.output import OutputFolder
 from gptj_batch.records.publish import publish
-from gptj_batch.records.write import write_unit
+from gptj_batch.records.read import plan_units
 from jobs.bench.surroundings import surroundings
 from pipelines.config import Job
 from pipelines.prepare import Run, claim_output, prepare
@@ -53,16 +54,23 @@ def make_job(folder: Path) -> Job:
     )
 
 
-def write_units(run: Run, indices: Sequence[int]) -> None:
-    """Write units as a run leaves them, a row in a hundred of them failed, but few rows of each."""
+def planned(job: Job, rows_per_unit: int) -> Run:
+    """Prepare the job as a run does, but for the size of its units: so many of the usual size are 50 million rows."""
+    run = prepare(job)
+    return replace(run, plan=plan_units(run.inputs, rows_per_unit))
+
+
+def write_units(run: Run, indices: Iterable[int]) -> None:
+    """Leave units as a run does, but not synced to the disk one by one: few rows of few units failed."""
+    folder = OutputFolder.at(run.folder)
+    folder.units.mkdir(exist_ok=True)
     for index in indices:
         unit = run.plan.unit(index)
         errors = [f"bad {index % 7}" if row == index % 100 else None for row in range(unit.num_rows)]
         texts = pa.array([None if error else "word" for error in errors], pa.string())
         ids = pa.array(range(unit.start, unit.stop), pa.int64())
-        write_unit(
-            pa.table({"id": ids, "generated_text": texts, "error": pa.array(errors, pa.string())}), run.folder, index
-        )
+        table = pa.table({"id": ids, "generated_text": texts, "error": pa.array(errors, pa.string())})
+        pq.write_table(table, folder.unit(index), compression="zstd", write_page_checksum=True)
 
 
 class Steps:
@@ -87,14 +95,14 @@ def measure(folder: Path, num_units: int, rows_per_unit: int) -> dict[str, Any]:
     num_rows = num_units * rows_per_unit
     write_input(folder / "input", num_rows)
     steps, job = Steps(), make_job(folder)
-    run = steps.time("plan", lambda: prepare(job))
+    run = steps.time("plan", lambda: planned(job, rows_per_unit))
     assert run.plan.num_units == num_units, (run.plan.num_units, num_units)
     steps.time("claim", lambda: claim_output(run))
-    steps.time("write the units (once, by the workers)", lambda: write_units(run, range(num_units)))
+    write_units(run, range(num_units))
     lost = list(range(0, num_units, 10))
     for index in lost:
         OutputFolder.at(run.folder).unit(index).unlink()
-    rerun = steps.time("plan again", lambda: prepare(job))
+    rerun = steps.time("plan again", lambda: planned(job, rows_per_unit))
     pending = steps.time("resume: find what is missing", lambda: claim_output(rerun))
     assert pending.tolist() == lost
     write_units(run, lost)
@@ -109,7 +117,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Measure, and leave the JSON."""
     parser = argparse.ArgumentParser(description="What a run of very many units costs beside its rows.")
     parser.add_argument("--units", type=int, default=100_000)
-    parser.add_argument("--rows-per-unit", type=int, default=512)
+    parser.add_argument("--rows-per-unit", type=int, default=8)
     parser.add_argument("--json", type=Path, default=None)
     options = parser.parse_args(arguments)
     folder = Path(tempfile.mkdtemp(prefix="gptj-batch-many-"))
