@@ -7,6 +7,7 @@ GPTJBatchError
 ├── CheckpointError    weights, tokenizer and config disagree, or are missing  (retryable: no)
 ├── OutputError        a result cannot be stored, or the output is not ours    (retryable: no)
 ├── OutputInUseError   another run that is alive has the output                (retryable: no)
+├── TooManyFailedError nearly every row fails, so the run was stopped          (retryable: no)
 └── BackendError       the engine failed on good input                         (retryable: yes)
 
 A message names the setting, file, row or column, the rule, the value found and the next thing to do.
@@ -42,6 +43,10 @@ class OutputError(GPTJBatchError):
 
 class OutputInUseError(GPTJBatchError):
     """An output that another run, which is alive, has; it is left alone."""
+
+
+class TooManyFailedError(GPTJBatchError):
+    """So many rows fail that the run was stopped; what is finished is kept."""
 
 
 class BackendError(GPTJBatchError):

@@ -5,15 +5,23 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-from gptj_batch.errors import CheckpointError, ConfigError, GPTJBatchError, InputError, OutputInUseError
+from gptj_batch.errors import (
+    CheckpointError,
+    ConfigError,
+    GPTJBatchError,
+    InputError,
+    OutputInUseError,
+    TooManyFailedError,
+)
 
 # In the order in which the tree in errors.py has them; an OutputError, a BackendError and a bug are all 1.
-EXIT_USER_MUST_ACT, EXIT_IN_USE, EXIT_OUT_OF_TIME = 2, 4, 75
+EXIT_USER_MUST_ACT, EXIT_TOO_MANY_FAILED, EXIT_IN_USE, EXIT_OUT_OF_TIME = 2, 3, 4, 75
 _CODES: tuple[tuple[type[GPTJBatchError], int], ...] = (
     (ConfigError, EXIT_USER_MUST_ACT),
     (InputError, EXIT_USER_MUST_ACT),
     (CheckpointError, EXIT_USER_MUST_ACT),
     (OutputInUseError, EXIT_IN_USE),
+    (TooManyFailedError, EXIT_TOO_MANY_FAILED),
 )
 
 

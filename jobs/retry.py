@@ -34,7 +34,7 @@ def retry(
         with take_lease(finished.job.output.path) as lease:
             report = _read_report(finished.job)
             folder, added = RetryFolder(finished.job.output.path), finished.added_columns()
-            if not folder.is_open and not folder.take_out(added, finished.error_column, finished.keys()):
+            if not folder.is_open and not finished.take_out(folder):
                 print(f"Nothing to do: no row of {finished.job.output.path} failed.", file=sys.stderr)
             else:
                 num_rows = sum(pq.read_metadata(file).num_rows for file in folder.rows.iterdir())
@@ -43,7 +43,7 @@ def retry(
                 print(f"doing {num_rows:,} failed rows of {finished.job.output.path} again", file=sys.stderr)
                 done = complete(run, address, limits)
                 lease.check()
-                folder.put_back(added, finished.job.output.compression, lease.check)
+                folder.put_back(added, finished.job.output.form, lease.check)
                 report = _counted_again(replace(run, job=finished.job), report, done)
                 folder.remove()
         report = report.judged(finished.job.errors)

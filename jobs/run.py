@@ -16,6 +16,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -32,9 +33,12 @@ from gptj_batch.records.unchanged import check_unchanged
 from gptj_batch.stages.resources import ReplicaPlan, plan_replicas
 from jobs.cluster import connected
 from jobs.failures import Stopped, ending, stop_on_signals
+from jobs.head_watch import EXIT_CODE as EXIT_LOST
+from jobs.head_watch import head_watched
 from jobs.limits import TimeLimits
 from pipelines.backend_choice import choose_backend, gpus_of_replica, memory_plan, with_backend
-from pipelines.cluster import node_resources
+from pipelines.breaker import check_failures
+from pipelines.cluster import head_address, node_resources
 from pipelines.config import Job, load_job
 from pipelines.finish import finish
 from pipelines.ledger import Rescore
@@ -42,7 +46,7 @@ from pipelines.no_rows import write_no_rows
 from pipelines.prepare import Run, check_output, claim_output, placed, prepare
 from pipelines.progress import Progress
 from pipelines.ray_errors import as_ours
-from pipelines.report import Report, read_report, write_failure
+from pipelines.report import Report, count_errors, read_report, write_failure
 from pipelines.report_page import page_path, write_page
 
 
@@ -149,9 +153,13 @@ def _execute(run: Run, pending: NDArray[np.int32], address: str | None, fence: F
 
 @contextmanager
 def _failure_noted(run: Run) -> Iterator[None]:
-    """Write down how the run ends before Ray is shut down: `ray job stop` gives three seconds for all of it."""
+    """Write down how the run ends before Ray is shut down: `ray job stop` gives three seconds for all of it.
+
+    Where the cluster's head is gone, that is written down too, and ends the process.
+    """
     try:
-        yield
+        with head_watched(head_address(), lambda reason: write_failure(run, EXIT_LOST, reason)):
+            yield
     except Stopped as stopped:
         write_failure(run, *ending(stopped))
         raise
@@ -171,6 +179,7 @@ def _run_units(
             assert isinstance(table, pa.Table)
             for counts in table.to_pylist():
                 progress.add(counts)
+                check_failures(progress.counts, run.job.errors, partial(count_errors, run))
                 facts = json.loads(counts["backend"])
     except Exception as error:
         ours = as_ours(error)

@@ -27,9 +27,11 @@ import pyarrow.parquet as pq
 import yaml
 
 from gptj_batch.model_folder import DEMO, resolve_folder
+from jobs.bench.surroundings import surroundings
 
 VICTIMS = ("driver", "raylet", "head", "replica", "worker")
 MAX_RUNS = 12
+RESULT = Path(__file__).parent / "bench" / "results" / "soak.json"
 _IN_COMMAND = {"raylet": "raylet/raylet", "head": "gcs_server", "replica": "InferStage", "worker": "ray::"}
 
 
@@ -125,8 +127,11 @@ def kill_one(root: int, kind: str, draw: random.Random) -> bool:
     return True
 
 
-def run_disturbed(workload: Workload, name: str, kind: str, draw: random.Random, longest_s: float) -> int:
-    """Run a job until it has finished, killing one of its processes in the first run; return how many runs it took."""
+def run_disturbed(workload: Workload, name: str, kind: str, draw: random.Random, longest_s: float) -> tuple[int, bool]:
+    """Run a job until it has finished, killing one of its processes in the first run.
+
+    Returns how many runs it took, and whether a process was there to be killed before the run had ended.
+    """
     job = workload.job(name)
     with _started(job) as process:
         moment = time.monotonic() + draw.uniform(0.0, longest_s)
@@ -138,7 +143,7 @@ def run_disturbed(workload: Workload, name: str, kind: str, draw: random.Random,
         code = process.wait()
     for number in range(1, MAX_RUNS):
         if code == 0:
-            return number
+            return number, killed
         with _started(job) as process:
             code = process.wait()
     raise RuntimeError(f"{name}: not finished after {MAX_RUNS} runs; the last one ended with {code}")
@@ -165,10 +170,11 @@ def rounds(workload: Workload, draw: random.Random, number: int, longest_s: floa
     for index in range(number):
         kind, name = VICTIMS[index % len(VICTIMS)], f"round-{index:04d}"
         started = time.monotonic()
-        num_runs = run_disturbed(workload, name, kind, draw, longest_s)
+        num_runs, killed = run_disturbed(workload, name, kind, draw, longest_s)
         verdict = workload.compare(name, "undisturbed")
         yield {
             "victim": kind,
+            "killed": int(killed),
             "runs": num_runs,
             "lost": verdict.lost,
             "doubled": verdict.doubled,
@@ -185,7 +191,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--rounds", type=int, default=200)
     parser.add_argument("--rows", type=int, default=320)
     parser.add_argument("--seed", type=int, default=None, help="of the moments; printed, so that it can be repeated")
-    parser.add_argument("--json", type=Path, default=None, help="where the figures go")
+    parser.add_argument("--json", type=Path, default=RESULT, help="where the figures go")
     options = parser.parse_args(arguments)
     seed = random.SystemRandom().randrange(10**6) if options.seed is None else options.seed
     print(f"seed {seed}", flush=True)
@@ -202,9 +208,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"{len(done)}: {json.dumps(result)}", flush=True)
     table = {kind: _sums([one for one in done if one["victim"] == kind]) for kind in VICTIMS}
     print("\n".join(f"{kind}: {sums}" for kind, sums in table.items()))
-    if options.json is not None:
-        facts = {"seed": seed, "rows": options.rows, "undisturbed_s": round(seconds, 1), "victims": table}
-        options.json.write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
+    facts = {"seed": seed, "rows": options.rows, "undisturbed_s": round(seconds, 1), "victims": table}
+    options.json.write_text(json.dumps({**surroundings(1), **facts}, indent=2) + "\n", encoding="utf-8")
     good = not any(one["lost"] or one["doubled"] or one["different"] for one in done)
     if good:
         shutil.rmtree(folder, ignore_errors=True)
@@ -214,7 +219,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _sums(results: Sequence[dict[str, Any]]) -> dict[str, int]:
-    sums = {name: sum(one[name] for one in results) for name in ("runs", "lost", "doubled", "different")}
+    sums = {name: sum(one[name] for one in results) for name in ("killed", "runs", "lost", "doubled", "different")}
     return {"rounds": len(results), **sums}
 
 

@@ -4,7 +4,11 @@ A unit of rows is a block of Ray Data is a file of the output: every stage maps 
 tables are in a replica at once, and what comes out at the end is one small row of counts a unit.
 """
 
+from collections.abc import Callable
+from functools import partial
+
 import numpy as np
+import pyarrow as pa
 from numpy.typing import NDArray
 from ray.data import Dataset
 
@@ -12,6 +16,7 @@ from gptj_batch.records.attempts import Attempts
 from gptj_batch.records.lease import Fence
 from gptj_batch.records.output import OutputFolder
 from gptj_batch.stages.careful import RowCare
+from gptj_batch.stages.careful_stage import CarefulStage
 from gptj_batch.stages.decode import DecodeStage
 from gptj_batch.stages.infer import InferStage
 from gptj_batch.stages.read import ReadStage
@@ -20,7 +25,7 @@ from gptj_batch.stages.tokenize import TokenizeStage
 from gptj_batch.stages.write import WriteStage
 from pipelines.prepare import Run
 from pipelines.replica import replica_settings
-from pipelines.whole_blocks import on_cpu, on_replicas, unit_numbers
+from pipelines.whole_blocks import Stage, on_cpu, on_replicas, unit_numbers
 
 # Rows that should be in a replica at once, so that its engine never runs empty between two tables: twice what the
 # engine decodes at the same time on a GPU (256).
@@ -31,23 +36,30 @@ MIN_TABLES, MAX_TABLES = 2, 16
 def build(run: Run, pending: NDArray[np.int32], replicas: ReplicaPlan, fence: Fence | None = None) -> Dataset:
     """Return the dataset whose execution does the pending units and yields their counts (`stages.write.COUNTS`).
 
-    fence: of the lease on the output; replicas then look out for rows that end them, and nothing is written without it
+    fence: of the lease on the output; all stages then look out for rows that end them, nothing is written without it
     """
     job, task = run.job, run.task
     model, revision = run.model_path, job.model.revision
     output = job.output
 
+    care = None if fence is None else row_care(run, fence)
+    careful = partial(_careful, run, care)
+
     units = unit_numbers(len(pending))
-    records = on_cpu(units, ReadStage(run.plan, pending, run.columns, job.input.key))
-    prompts = on_cpu(records, TokenizeStage(task, model, revision, run.model.n_positions))
-    infer = (
-        task,
-        replica_settings(run, replicas.device, replicas.num_threads),
-        None if fence is None else row_care(run, fence),
-    )
+    read = ReadStage(run.plan, pending, run.columns, job.input.key)
+    records = on_cpu(units, careful(read, "read", read.unit_of))
+    prompts = on_cpu(records, careful(TokenizeStage(task, model, revision, run.model.n_positions), "tokenized"))
+    infer = (task, replica_settings(run, replicas.device, replicas.num_threads), care)
     results = on_replicas(prompts, InferStage, infer, replicas, tables_at_once(run), len(pending))
-    columns = on_cpu(results, DecodeStage(task, model, revision, output.prefix))
-    return on_cpu(columns, write_stage(run, fence))
+    columns = on_cpu(results, careful(DecodeStage(task, model, revision, output.prefix), "decoded"))
+    return on_cpu(columns, careful(write_stage(run, fence), "written"))
+
+
+def _careful(
+    run: Run, care: RowCare | None, stage: Stage, done: str, unit_of: Callable[[pa.Table], int] | None = None
+) -> Stage:
+    """Return the stage as one that looks out for rows that end its process, where notes of them can be kept."""
+    return stage if care is None else CarefulStage(stage, done, care, run.plan.unit, unit_of)
 
 
 def write_stage(run: Run, fence: Fence | None = None) -> WriteStage:

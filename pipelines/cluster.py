@@ -114,3 +114,10 @@ def node_resources() -> list[Mapping[str, float]]:
     import ray
 
     return [node["Resources"] for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]
+
+
+def head_address() -> str:
+    """Return host:port of the head's server, which everything depends on; nothing where there is no connection."""
+    import ray
+
+    return str(ray.get_runtime_context().gcs_address) if ray.is_initialized() else ""

@@ -214,6 +214,11 @@ class ErrorSettings(Settings):
     max_deadly_rows: int = Field(default=100, ge=0)
     """More rows than this that end the process that runs them end the run: then the machine is to be looked at."""
 
+    stop_after: int | None = Field(default=1000, ge=1)
+    """Once so many rows are done, a run nearly all of whose rows failed is stopped with exit code 3; null: never."""
+    stop_share: float = Field(default=0.9, ge=0.0, le=1.0)
+    """Such a run is stopped where more than this share of its rows failed, and more than `max_failed_rows` allows."""
+
     @field_validator("max_failed_rows")
     @classmethod
     def _share_or_count(cls, value: float) -> float:

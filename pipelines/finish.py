@@ -2,12 +2,11 @@
 
 from typing import Any
 
-from gptj_batch.errors import OutputError
 from gptj_batch.records.attempts import forget_attempts
 from gptj_batch.records.beside import change_places
 from gptj_batch.records.lease import Fence
-from gptj_batch.records.progress import pending_units
 from gptj_batch.records.publish import publish
+from gptj_batch.records.tally import check_all_done
 from pipelines.prepare import Run
 from pipelines.progress import Counts
 from pipelines.report import Report, write_report
@@ -24,9 +23,7 @@ def finish(
 
     Raises OutputError, and OutputInUseError where the output is another run's by now.
     """
-    missing = pending_units(run.folder, run.plan)
-    if len(missing):
-        raise OutputError(f"{len(missing)} of {run.plan.num_units} units were not written; run the same job again")
+    check_all_done(run.folder, run.plan)
     report = Report.of_units(run, counts, seconds, started, facts)
     if fence is not None:
         fence.check()

@@ -14,6 +14,7 @@ import gptj_batch
 from gptj_batch.errors import OutputError
 from gptj_batch.records.output import OutputFolder
 from gptj_batch.records.part_reader import read_column
+from gptj_batch.records.tally import tally_units
 from gptj_batch.tasks.base import ERROR_COLUMN, FREE_TEXT_COLUMNS
 from pipelines.config import ErrorSettings
 from pipelines.prepare import Run
@@ -150,11 +151,13 @@ def prompt_hash(run: Run) -> str:
 
 
 def count_errors(run: Run) -> dict[str, int]:
-    """Return how often each error stands in the finished units."""
+    """Return how often each error stands in the finished units, or in the parts where these are published.
+
+    Raises OutputError for a unit that is not what was planned.
+    """
     folder = OutputFolder.at(run.folder)
-    counts: dict[str, int] = {}
-    # Parts only where a publication was finished and its report lost.
-    for file in [folder.unit(index) for index in folder.unit_indices()] or folder.parts():
+    counts = tally_units(run.folder, run.plan, run.error_column)
+    for file in [] if folder.unit_indices() else folder.parts():
         column = read_column(folder, file, run.error_column)
         if column.null_count < len(column):
             for entry in column.drop_null().value_counts().to_pylist():

@@ -13,13 +13,16 @@ from gptj_batch.model_folder import read_facts
 from gptj_batch.records.output import OutputFolder
 from gptj_batch.records.progress import differences, load_plan
 from gptj_batch.records.publish import is_complete
+from gptj_batch.records.read import Unit, plan_units
 from gptj_batch.records.retry import KEY, Keys, RetryFolder
+from gptj_batch.records.retry_input import failed_rows_of_input
+from gptj_batch.records.schema import name_list
 from gptj_batch.stages.read import row_keys
 from gptj_batch.tasks.base import ERROR_COLUMN
 from gptj_batch.tasks.registry import make_task
 from pipelines.config import Job, load_job
 from pipelines.ledger import is_incremental
-from pipelines.prepare import Run
+from pipelines.prepare import Run, prepare
 from pipelines.report import CONFIG_FILE
 
 # What must be as it was, so that the rows that are done again fit the others.
@@ -81,13 +84,36 @@ class Finished:
         return keys
 
     def check_retryable(self) -> None:
-        """Raise ConfigError for an output whose parts do not hold the rows in the input's order, or as they were."""
-        values = self.job.output.model_dump(mode="json")
-        if values.get("format") != "parquet" or values.get("partition_by"):
+        """Raise ConfigError for partitions by what the task added: a row that is done would move to another folder."""
+        if moving := [name for name in self.job.output.partition_by if name in self.added_columns()]:
             raise ConfigError(
-                "retry: only unpartitioned Parquet outputs can be done again in part in this version; run the job anew "
-                "with output.on_exists=overwrite"
+                f"retry: output.partition_by has {name_list(moving)}, which the task adds, so that rows which are done "
+                "again would belong into other folders; run the job anew with output.on_exists=overwrite"
             )
+
+    def take_out(self, folder: RetryFolder) -> int:
+        """Write down the failed rows, and return how many they are.
+
+        Parquet parts without partitions have them as they were read; those of all others are read from the input again.
+
+        Raises ConfigError where the input is needed and is another by now, InputError where it cannot be read.
+        """
+        output = self.job.output
+        if output.format == "parquet" and not output.partition_by:
+            return folder.take_out(self.added_columns(), self.error_column, self.keys())
+        run = prepare(self.job)
+        if changed := differences({"input": self.fingerprint["input"]}, {"input": run.fingerprint()["input"]}):
+            shown = "\n  ".join(changed[:20])
+            raise ConfigError(
+                f"retry: rows of {output.format} or partitioned outputs are read from the input again, and it is "
+                f"another now:\n  {shown}\nPut the old files back, or run the job anew with output.on_exists=overwrite"
+            )
+        plan = plan_units(run.inputs, self.fingerprint["rows_per_unit"], self.job.input.limit)
+        args = (run.columns, output.partition_by, self.error_column, self._unit_keys)
+        return folder.write_rows(failed_rows_of_input(output.path, plan, *args))
+
+    def _unit_keys(self, rows: pa.Table, unit: Unit) -> pa.Array:
+        return row_keys(rows, self.job.input.key, PurePosixPath(unit.path).name, unit.start)
 
     def retry_job(self, num_rows: int) -> Job:
         """Return the job that does the failed rows again."""

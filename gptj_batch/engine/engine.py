@@ -1,5 +1,6 @@
 """Engine: requests in, results out, one step at a time."""
 
+import logging
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 from functools import partial
@@ -14,11 +15,12 @@ from gptj_batch.engine.config import EngineConfig
 from gptj_batch.engine.cpu_attention import padded_head_dim
 from gptj_batch.engine.kv_cache import bytes_per_token, free_bytes
 from gptj_batch.engine.limits import Limits
+from gptj_batch.engine.out_of_memory import TOO_LARGE, is_out_of_memory
 from gptj_batch.engine.prepare import prepare_body, prepare_rows, prepare_runner
 from gptj_batch.engine.row import Row
 from gptj_batch.engine.runner import Runner
 from gptj_batch.engine.sampling import Choice
-from gptj_batch.engine.scheduler import Scheduler
+from gptj_batch.engine.scheduler import Scheduler, Step
 from gptj_batch.engine.sequence import Sequence
 from gptj_batch.engine.single_pass import SinglePass
 from gptj_batch.engine.stopping import RequestCodeError, finish_reason
@@ -32,6 +34,7 @@ Deliver = Callable[[AnyResult], None]
 
 
 INT8: Final = "int8"
+LOGGER = logging.getLogger(__name__)
 
 
 class Engine:
@@ -176,10 +179,7 @@ class Engine:
             self._hand_out(row.uid, result)
         step = self.scheduler.schedule()
         if step.chunks:
-            assert self.runner is not None, "the limits refuse what this model cannot generate"
-            outcomes = self.runner.run(step)
-            self.scheduler.commit(step, {sequence for sequence, outcome in outcomes if _is_spoiled(outcome)})
-            self._postprocess(outcomes, self.runner.eos_token_ids)
+            self._run(step)
         finished, self._ready = self._ready, []
         return finished
 
@@ -199,6 +199,32 @@ class Engine:
         """Return the log-likelihood of every request's labels, in the order of the requests."""
         results = self.run(requests)
         return [result for result in results if isinstance(result, Labelled | Failed)]
+
+    def _run(self, step: Step) -> None:
+        """Feed a step's tokens, and go on from what comes out; a step too large for the memory is taken back."""
+        assert self.runner is not None, "the limits refuse what this model cannot generate"
+        try:
+            outcomes = self.runner.run(step)
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
+            outcomes = None
+        if outcomes is None:  # behind the handler, whose error holds on to the step's tensors
+            self._retreat(step)
+            return
+        self.scheduler.commit(step, {sequence for sequence, outcome in outcomes if _is_spoiled(outcome)})
+        self._postprocess(outcomes, self.runner.eos_token_ids)
+
+    def _retreat(self, step: Step) -> None:
+        """Let the requests of a step that the memory could not hold be run in smaller ones; fail where that is none."""
+        is_smaller = self.scheduler.retreat()
+        self.bounds = self.scheduler.bounds
+        LOGGER.warning("a step did not fit the memory; from now on one has %d tokens", self.bounds.max_step_tokens)
+        for group in {} if is_smaller else dict.fromkeys(chunk.sequence.group for chunk in step.chunks):
+            uid, key = group.sequences[0].uid, group.sequences[0].request.key
+            for sequence in group.sequences.copy():
+                self.scheduler.release(sequence)
+            self._hand_out(uid, Failed(key=key, error=TOO_LARGE))
 
     def _postprocess(self, outcomes: list[tuple[Sequence, Choice | Offer]], eos_token_ids: tuple[int, ...]) -> None:
         """Append each sequence's next token, and let go of those that this finishes."""

@@ -61,6 +61,10 @@ class RowQueue:
                 seen.add(row.share.prefix)
         return rows
 
+    def put_back(self, rows: list[Row]) -> None:
+        """Let rows that were taken, and could not be run, be the next ones again."""
+        self._planned.extend(reversed(rows))
+
     def is_worth_keeping(self, share: Share) -> bool:
         """Say whether rows behind those just taken can be expected to share this too."""
         return share in self._recurring or (bool(self._planned) and self._planned[-1].share is share)

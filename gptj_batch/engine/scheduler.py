@@ -1,7 +1,7 @@
 """Scheduler: which tokens of which sequences go into the next step. Integers only, no tensors."""
 
 from collections.abc import Container, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from gptj_batch.engine.block_pool import BlockPool
 from gptj_batch.engine.block_tables import BlockTables, Copy
@@ -10,6 +10,9 @@ from gptj_batch.engine.in_flight import InFlight
 from gptj_batch.engine.prefix_tree import Match
 from gptj_batch.engine.sequence import Group, Sequence
 from gptj_batch.engine.waiting import Waiting
+
+# A step is never made smaller than this: weights are read in every one.
+_MIN_STEP_TOKENS = 16
 
 Portion = tuple[Sequence, int]
 """A sequence and how many of its tokens are to be fed."""
@@ -127,6 +130,19 @@ class Scheduler:
                 self._tables.know(sequence, is_prompt=is_prompt)
             if is_last and is_prompt:
                 self._put_back(self._in_flight.withdraw(sequence))
+
+    def retreat(self) -> bool:
+        """Take back a step that was scheduled and could not be run: all that ran waits again, to be prefilled anew.
+
+        From now on a step holds half as many tokens. Returns False where a step cannot be made smaller.
+        """
+        while self.running:
+            self._preempt(self.running[-1])
+        largest = max((group.size for group in (*self._in_flight.held, *self._waiting)), default=1)
+        num_tokens = max(self.bounds.max_step_tokens // 2, largest, min(_MIN_STEP_TOKENS, self.bounds.max_step_tokens))
+        is_smaller = num_tokens < self.bounds.max_step_tokens
+        self.bounds = replace(self.bounds, max_step_tokens=num_tokens)
+        return is_smaller
 
     def release(self, sequence: Sequence) -> None:
         """Let go of a sequence that has finished, failed or been cancelled; its blocks are free at once."""

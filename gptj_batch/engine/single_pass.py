@@ -10,6 +10,7 @@ from torch import Tensor
 
 from gptj_batch.engine.body import Body
 from gptj_batch.engine.kv_cache import bytes_per_token, free_bytes
+from gptj_batch.engine.out_of_memory import TOO_LARGE, is_out_of_memory
 from gptj_batch.engine.packed_rows import PackedRows
 from gptj_batch.engine.readers import make_reader
 from gptj_batch.engine.row import Row
@@ -66,11 +67,20 @@ class SinglePass:
         self._queue.release(row)
 
     def step(self) -> list[tuple[Row, HeadResult | Failed]]:
-        """Answer the next rows."""
+        """Answer the next rows; where the memory is not enough for them, later steps have half as many tokens."""
         rows = self._queue.take(self._max_step_tokens)
         if not rows:
             return []
-        return list(zip(rows, self._answer(rows), strict=True))
+        try:
+            return list(zip(rows, self._answer(rows), strict=True))
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
+        if len(rows) == 1:
+            return [(rows[0], Failed(key=rows[0].request.key, error=TOO_LARGE))]
+        self._max_step_tokens = max(1, min(self._max_step_tokens, sum(row.num_tokens for row in rows)) // 2)
+        self._queue.put_back(rows)
+        return []
 
     @torch.inference_mode()
     def _answer(self, rows: list[Row]) -> list[HeadResult | Failed]:

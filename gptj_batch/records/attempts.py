@@ -1,7 +1,7 @@
 """Attempts at a unit: what a process that is gone was doing when it went, so that the row to blame can be found.
 
 A replica notes in a small file which rows of a unit it is about to do, and removes the file when the unit is done. A
-note that another process left behind says that this process ended in the middle of these rows.
+note that another process left behind says that this process ended in the middle of these rows. So do the other stages.
 """
 
 import json
@@ -81,10 +81,19 @@ class Attempts:
 
     output: str
     run: str
+    stage: str = ""
+
+    def of_stage(self, name: str) -> "Attempts":
+        """Return the notes of another stage than the replica's; each has a folder of its own in the notes'."""
+        return replace(self, stage=name)
+
+    def look(self, unit: int, process: str) -> History:
+        """Return what became of attempts by other processes than this one."""
+        return self._after(self._read(unit), process)
 
     def begin(self, unit: int, replica: str) -> History:
         """Return what became of earlier attempts, and note that this replica has the unit now. Raises OutputError."""
-        history = self._after(self._read(unit), replica)
+        history = self.look(unit, replica)
         self.note(unit, replica, history, None)
         return history
 
@@ -146,10 +155,12 @@ class Attempts:
                 unit = int(file.stem.partition("-")[2])
                 with suppress(OutputError):
                     self.note(unit, note.get("replica", ""), _history(note), None)
+        for folder in self._folder.glob("*/") if not self.stage else ():
+            self.of_stage(folder.name).forget_running()
 
     @property
     def _folder(self) -> Path:
-        return OutputFolder.at(self.output).private / _FOLDER
+        return OutputFolder.at(self.output).private / _FOLDER / self.stage
 
     def _file(self, unit: int) -> Path:
         return self._folder / f"unit-{unit:08d}.json"

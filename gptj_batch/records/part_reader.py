@@ -21,7 +21,7 @@ def count_rows(path: Path, ending: str) -> int:
     if ending == ".arrow":
         with pa.memory_map(str(path)) as source, pa.ipc.open_file(source) as file:
             return sum(file.get_batch(i).num_rows for i in range(file.num_record_batches))
-    return sum(1 for _ in _lines(path, ending))
+    return sum(1 for _ in lines_of(path, ending))
 
 
 def read_column(folder: OutputFolder, part: Path, name: str) -> pa.ChunkedArray:
@@ -40,7 +40,7 @@ def read_column(folder: OutputFolder, part: Path, name: str) -> pa.ChunkedArray:
             index = file.schema.get_field_index(name)
             batches = (file.get_batch(i) for i in range(file.num_record_batches))
             return pa.chunked_array([batch.column(index) for batch in batches], file.schema.field(index).type)
-    values = [json.loads(line)[name] for line in _lines(part, ending)]
+    values = [json.loads(line)[name] for line in lines_of(part, ending)]
     return pa.chunked_array([pa.array([_flat(value) for value in values])])
 
 
@@ -48,7 +48,8 @@ def _flat(value: Any) -> Any:
     return None if isinstance(value, list | dict) else value
 
 
-def _lines(path: Path, ending: str) -> Iterator[bytes]:
+def lines_of(path: Path, ending: str) -> Iterator[bytes]:
+    """Yield the lines of a part of JSON lines, without their ends."""
     codec = _CODECS.get(ending.removeprefix(".jsonl"))
     with pa.input_stream(str(path), compression=codec) as stream:
         rest = b""

@@ -119,10 +119,11 @@ def split(
         others = piece.drop_columns([*columns])
         for folder, rows in partition_rows(piece, columns).items():
             if wanted is None or folder in wanted:
-                yield folder, _rows(others, rows)
+                yield folder, take_rows(others, rows)
 
 
-def _rows(table: pa.Table, rows: Sequence[int]) -> pa.Table:
+def take_rows(table: pa.Table, rows: Sequence[int]) -> pa.Table:
+    """Return these rows, in this order, whatever the types."""
     try:
         return table.take(rows)
     except pa.ArrowNotImplementedError:  # types of views cannot be taken from, but cut out of

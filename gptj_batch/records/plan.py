@@ -38,6 +38,11 @@ class Unit:
         """Return how many rows the unit has."""
         return self.stop - self.start
 
+    @property
+    def title(self) -> str:
+        """Return what a message calls the unit."""
+        return f"unit {self.index} ({self.path}, rows {self.start} to {self.stop})"
+
     def changed(self, how: str) -> InputError:
         """Return the error for a file that is not what was planned."""
         return InputError(

@@ -25,3 +25,12 @@ class DecodeStage:
         fields = [*self._task.adds, pa.field(ERROR_COLUMN, pa.string())]
         named = [field.with_name(self._prefix + field.name) for field in fields]
         return append(table.drop_columns([RAW, NOTES]), pa.table(columns, schema=pa.schema(named)))
+
+    def leave_out(self, table: pa.Table, error: str) -> pa.Table:
+        """Return the table with this error for every row, its results untouched; see `CarefulStage`."""
+        values = {RAW: pa.nulls, NOTES: pa.nulls, ERROR: lambda size, kind: pa.array([error] * size, kind)}
+        for name, make in values.items():
+            place = table.schema.get_field_index(name)
+            field = table.schema.field(place)
+            table = table.set_column(place, field, make(table.num_rows, field.type))
+        return self(table)

@@ -27,13 +27,17 @@ class ReadStage:
 
     def __call__(self, table: pa.Table) -> pa.Table:
         """Return the records of the one unit that `table` names in its column `id`."""
-        (place,) = table.column("id").to_pylist()
-        unit = self._plan.unit(int(self._pending[place]))
+        unit = self._plan.unit(self.unit_of(table))
         records = read_unit(unit, self._columns)
         numbers = pa.array([unit.index] * records.num_rows, type=pa.int64())
         # The file's name without its folder, so that moving a dataset changes no sample.
         keys = row_keys(records, self._key, PurePosixPath(unit.path).name, unit.start)
         return with_column(with_column(records, KEY, keys), UNIT, numbers)
+
+    def unit_of(self, table: pa.Table) -> int:
+        """Return the number of the unit that `table` names."""
+        (place,) = table.column("id").to_pylist()
+        return int(self._pending[place])
 
 
 def row_keys(records: pa.Table, key: str | None, name: str, start: int) -> pa.Array:

@@ -38,7 +38,13 @@ class TokenizeStage:
 
     def __call__(self, table: pa.Table) -> pa.Table:
         """Add the prompt's token ids, how many were cut, the task's notes, and the error."""
-        rows = list(self._encoded(table))
+        return self._with_columns(table, list(self._encoded(table)))
+
+    def leave_out(self, table: pa.Table, error: str) -> pa.Table:
+        """Return the table with this error for every row; see `CarefulStage`."""
+        return self._with_columns(table, [RecordError(error)] * table.num_rows)
+
+    def _with_columns(self, table: pa.Table, rows: list[Encoded | RecordError]) -> pa.Table:
         good = [row if isinstance(row, Encoded) else None for row in rows]
         token_ids = [None if row is None else row.token_ids for row in good]
         dropped = [None if row is None else row.num_dropped_tokens for row in good]

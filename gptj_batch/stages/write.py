@@ -58,8 +58,8 @@ class WriteStage:
         if table.num_rows != unit.num_rows:
             # Only a bug, or blocks that Ray joined or cut, can lead here; writing would lose or double rows.
             raise OutputError(
-                f"unit {unit.index} ({unit.path}, rows {unit.start} to {unit.stop}) came back with {table.num_rows} "
-                "rows; nothing of it was written. This is a bug of gptj-batch, please report it"
+                f"{unit.title} came back with {table.num_rows} rows; nothing of it was written. This is a bug of "
+                "gptj-batch, please report it"
             )
         metadata = dict(table.schema.metadata or {})
         backend = metadata.pop(BACKEND_FACTS, b"{}").decode()

@@ -15,6 +15,11 @@ from ray.cluster_utils import Cluster
 
 HEAD_CPUS = 2
 OBJECT_STORE_BYTES = 1 << 30
+QUICK_HEALTH_CHECKS = {
+    "health_check_period_ms": 1000,
+    "health_check_failure_threshold": 5,
+    "health_check_initial_delay_ms": 0,
+}
 
 
 @dataclass(frozen=True)
@@ -23,13 +28,14 @@ class RunningCluster:
 
     address: str
     folder: Path
+    nodes: Cluster
 
 
 @contextmanager
-def running_cluster(*nodes: dict[str, float]) -> Iterator[RunningCluster]:
+def running_cluster(*nodes: dict[str, float], notices_losses: bool = False) -> Iterator[RunningCluster]:
     """Start a head with two CPUs, and beside it a node for each of `nodes` (num_cpus, num_gpus); see `connect`.
 
-    GPUs are what Ray is told: none has to exist.
+    GPUs are what Ray is told: none has to exist. notices_losses: a node that is gone is noticed within some seconds
     """
     # Short: the path of a socket has room for about a hundred characters.
     top = tempfile.mkdtemp(prefix="gi-", dir="/tmp")
@@ -41,11 +47,13 @@ def running_cluster(*nodes: dict[str, float]) -> Iterator[RunningCluster]:
         # Ray's workers fail where they would get by for a user, if they see that a test started them.
         patch.delenv("PYTEST_CURRENT_TEST", raising=False)
         head = {"num_cpus": HEAD_CPUS, "object_store_memory": OBJECT_STORE_BYTES, "include_dashboard": False}
+        if notices_losses:
+            head["_system_config"] = QUICK_HEALTH_CHECKS
         cluster = Cluster(initialize_head=True, head_node_args={**head, "temp_dir": str(folder)})
         try:
             for node in nodes:
                 cluster.add_node(object_store_memory=OBJECT_STORE_BYTES, temp_dir=str(folder), **node)
-            yield RunningCluster(cluster.address, folder)
+            yield RunningCluster(cluster.address, folder, cluster)
         finally:
             ray.shutdown()
             cluster.shutdown()

@@ -2,6 +2,9 @@
 
 import json
 import shutil
+import threading
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from integration.desk import GENERATE, Desk
+from integration.running import Outcome
 from integration.tiny_model import TinyModel
 
 # Each is one token of the tiny tokenizer, and stands in no other text of these tests.
@@ -44,3 +48,22 @@ def faulty_job(
     pq.write_table(table, source)
     settings = {"backend": {"kind": "fake"}, "errors": {"max_failed_rows": 0.5}, **blocks}
     return desk.job(source, GENERATE, name, model={"path": str(model)}, **settings)
+
+
+def run_while(desk: Desk, job: Path, num_units: int, then: Callable[[], object]) -> Outcome:
+    """Run a job, and do something to it when so many units are done."""
+    over = threading.Event()
+
+    def interfere() -> None:
+        units = desk.output() / "_gptj_batch" / "units"
+        while not over.is_set() and len(list(units.glob("unit-*"))) < num_units:
+            time.sleep(0.01)
+        then()
+
+    thread = threading.Thread(target=interfere)
+    thread.start()
+    try:
+        return desk.run(job)
+    finally:
+        over.set()
+        thread.join()

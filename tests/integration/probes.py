@@ -1,10 +1,12 @@
 """Stages that note where they ran and which units they saw, instead of doing any work."""
 
 import os
+import signal
 import sys
 import threading
 import time
 from pathlib import Path
+from uuid import uuid4
 
 import numpy as np
 import pyarrow as pa
@@ -63,6 +65,23 @@ class Replica:
             if time.monotonic() > until:
                 raise TimeoutError(f"of {number} replicas {len(list(folder.iterdir()))} came")
             time.sleep(0.05)
+
+
+class Deadly:
+    """Kill the own process at a row of a unit, leaving a file in `ends`; what is left out gets its error."""
+
+    def __init__(self, unit: int, row: int, ends: str) -> None:
+        self._bad = {"unit": unit, "row": row}
+        self._ends = ends
+
+    def __call__(self, table: pa.Table) -> pa.Table:
+        if self._bad in table.select(["unit", "row"]).to_pylist():
+            (Path(self._ends) / uuid4().hex).touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        return self.leave_out(table, "")
+
+    def leave_out(self, table: pa.Table, error: str) -> pa.Table:
+        return table.append_column("error", pa.array([error] * table.num_rows, pa.string()))
 
 
 class Describe:

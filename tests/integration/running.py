@@ -5,7 +5,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
@@ -52,10 +52,12 @@ def environment(home: Path, **settings: str) -> dict[str, str]:
     return {**inherited, "PATH": path, "HOME": str(home), **settings}
 
 
-def start_command(arguments: list[str], env: Mapping[str, str], folder: Path) -> "subprocess.Popen[str]":
+def start_command(
+    arguments: list[str], env: Mapping[str, str], folder: Path, command: Sequence[str] = ("gptj-batch",)
+) -> "subprocess.Popen[str]":
     """Start `gptj-batch` in a process group of its own, as a shell does."""
     return subprocess.Popen(
-        ["gptj-batch", *arguments],
+        [*command, *arguments],
         env=dict(env),
         cwd=folder,
         stdout=subprocess.PIPE,

@@ -76,3 +76,34 @@ def test_a_run_whose_rows_all_fail_is_complete_and_ends_with_3(desk: Desk) -> No
     again = desk.run(desk.folder / "output.yaml", "errors.max_failed_rows=50")
     assert "Nothing to do" in again.stderr
     assert again.code == 0
+
+
+def test_a_run_whose_first_rows_all_fail_is_stopped_with_3_and_can_be_gone_on_with(desk: Desk) -> None:
+    source = desk.write_rows({"text": pa.array([CANARY.encode()] * 400, pa.binary())})
+    job = desk.job(source, GENERATE, backend={"kind": "fake"}, errors={"stop_after": 64})
+    stopped = desk.run(job)
+    assert stopped.code == 3, stopped.stderr
+    assert "of the first" in stopped.stderr and 'column "text" is binary' in stopped.stderr
+    assert CANARY not in stopped.stderr and not (desk.output() / "_SUCCESS").exists()
+    assert run_report(desk.output())["exit_code"] == 3 and "errors.stop_after" in run_report(desk.output())["reason"]
+    ended = desk.run(job, "errors.stop_after=null")
+    assert ended.code == 3 and 0 < run_report(desk.output())["rows_this_run"] < 400
+    assert output_table(desk.output()).num_rows == 400
+
+
+def test_texts_of_special_tokens_huge_ones_and_keys_that_come_twice_are_ordinary_rows(
+    desk: Desk, tiny: TinyModel
+) -> None:
+    end = "<|endoftext|>"
+    texts = [end, end * 3, f"{end} {CANARY}", "x" * (10 * 2**20), "\x00\u200b\ufeff", "good"]
+    source = desk.write_rows({"name": ["a", "a", None, "", "b", "b"], "text": texts})
+    ended = desk.run(desk.job(source, GENERATE, input={"key": "name"}, errors={"max_failed_rows": 1}))
+    assert ended.code == 0, ended.stderr
+    rows = output_table(desk.output()).to_pylist()
+    assert [row["text"] for row in rows] == texts
+    assert [row["error"] is None for row in rows] == [True, True, True, False, True, True]
+    assert "tokens and" in rows[3]["error"] and len(rows[3]["error"]) < 300
+    for row in (rows[0], rows[1], rows[5]):
+        prompt = tiny.encode(row["text"])
+        assert row["generated_text"] == tiny.decode(tiny.greedy(prompt, MAX_NEW_TOKENS))
+    assert run_report(desk.output())["failed"] == 1

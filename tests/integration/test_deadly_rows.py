@@ -2,13 +2,23 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pytest
 
+from gptj_batch.errors import InputError
+from gptj_batch.records.attempts import Attempts
+from gptj_batch.records.plan import Unit
+from gptj_batch.stages.careful import RowCare
+from gptj_batch.stages.careful_stage import CarefulStage, Stage
+from integration.clusters import connect
 from integration.desk import Desk
 from integration.faulty import DEAD, HANG, KILL, MEMORY, faulty_job, texts
+from integration.probes import Deadly, MakeRows
 from integration.running import Outcome, output_table, run_report
+from pipelines.ray_errors import as_ours
+from pipelines.whole_blocks import on_cpu, unit_numbers
 
 pytestmark = [pytest.mark.timeout(900), pytest.mark.slow]
 
@@ -73,3 +83,45 @@ def test_where_every_row_kills_its_process_the_run_ends_and_says_so(desk: Desk) 
     assert ended.code == 1
     assert "1 rows each ended the replica that ran them, more than errors.max_deadly_rows (0) allows" in ended.stderr
     assert json.loads((desk.output() / "_gptj_batch" / "run.json").read_text())["exit_code"] == 1
+
+
+NUM_UNITS, FEW_ROWS = 3, 8  # of what goes through a stage on the CPU
+
+
+def through(desk: Desk, stage: Stage) -> list[dict[str, Any]]:
+    """Send units through a stage on the CPU, as a run does, and return their rows."""
+    care = RowCare(attempts=Attempts(str(desk.output()), "run"))
+
+    def unit(index: int) -> Unit:
+        return Unit(index, "/data/a.parquet", "parquet", 0, FEW_ROWS, FEW_ROWS, 1, pa.schema([]))
+
+    careful = CarefulStage(stage, "tokenized", care, unit, lambda table: int(table.column("unit")[0].as_py()))
+    made = on_cpu(on_cpu(unit_numbers(NUM_UNITS), MakeRows([FEW_ROWS] * NUM_UNITS)), careful)
+    tables = made.iter_batches(batch_size=None, batch_format="pyarrow")
+    return sorted((row for table in tables for row in table.to_pylist()), key=lambda row: (row["unit"], row["row"]))
+
+
+def deadly(desk: Desk) -> Deadly:
+    (desk.folder / "starts").mkdir()
+    connect(desk.cluster)
+    return Deadly(1, 5, str(desk.folder / "starts"))
+
+
+def test_a_row_that_kills_a_stage_on_the_cpu_is_found_and_ends_no_run(desk: Desk) -> None:
+    rows = through(desk, deadly(desk))
+    assert [(row["unit"], row["row"]) for row in rows] == [
+        (n, row) for n in range(NUM_UNITS) for row in range(FEW_ROWS)
+    ]
+    for row in rows:
+        error = "the row was left out: tokenized alone, twice, the process ended (killed, aborted, or out of memory)"
+        assert row["error"] == (error if (row["unit"], row["row"]) == (1, 5) else "")
+    assert num_starts(desk) <= 3 + 2, "log2(8) + 2 processes ended"
+
+
+def test_a_unit_that_kills_a_stage_that_needs_it_whole_ends_the_run_and_is_named(desk: Desk) -> None:
+    with pytest.raises(Exception) as caught:
+        through(desk, deadly(desk).__call__)
+    error = as_ours(caught.value)
+    assert isinstance(error, InputError), caught.value
+    assert "unit 1 (/data/a.parquet, rows 0 to 8) cannot be tokenized: 4 times the process ended" in str(error)
+    assert num_starts(desk) == 4

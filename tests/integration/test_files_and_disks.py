@@ -2,40 +2,19 @@
 
 import os
 import subprocess
-import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
 
 from integration.desk import Desk
-from integration.faulty import faulty_job, texts
-from integration.running import Outcome, output_table
+from integration.faulty import faulty_job, run_while, texts
+from integration.running import output_table
 
 pytestmark = [pytest.mark.timeout(900), pytest.mark.slow]
 
 NUM_ROWS = 320
-
-
-def run_while(desk: Desk, job: Path, num_units: int, then: Callable[[], object]) -> Outcome:
-    """Run a job, and do something to it when so many units are done."""
-    over = threading.Event()
-
-    def interfere() -> None:
-        units = desk.output() / "_gptj_batch" / "units"
-        while not over.is_set() and len(list(units.glob("unit-*"))) < num_units:
-            time.sleep(0.01)
-        then()
-
-    thread = threading.Thread(target=interfere)
-    thread.start()
-    try:
-        return desk.run(job)
-    finally:
-        over.set()
-        thread.join()
 
 
 def test_an_input_that_is_written_again_while_it_is_read_is_not_published(desk: Desk) -> None:

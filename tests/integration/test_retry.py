@@ -6,6 +6,7 @@ from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
@@ -38,7 +39,8 @@ def failed(desk: Desk) -> Desk:
     model = faulty_model(desk.folder / "model", desk.tiny, while_file=str(trouble))
     source = desk.folder / "input"
     source.mkdir()
-    table = texts(NUM_ROWS, BAD)
+    kinds = [["odd", "even"][row % 2] for row in range(NUM_ROWS)]
+    table = texts(NUM_ROWS, BAD).append_column("kind", pa.array(kinds))
     pq.write_table(table.slice(0, 70), source / "a.parquet")
     pq.write_table(table.slice(70), source / "b.parquet")
     settings: dict[str, Any] = {"model": {"path": str(model)}, "backend": {"kind": "fake"}}
@@ -118,3 +120,34 @@ def test_a_retry_needs_a_finished_output_of_ones_own_and_the_same_task(failed: D
     assert unfinished.code == 2 and "has no _SUCCESS: its run has not finished" in unfinished.stderr
     foreign = retry(tmp_path)
     assert foreign.code == 2 and "is not an output of gptj-batch" in foreign.stderr
+
+
+def lines(output: Path) -> list[dict[str, Any]]:
+    """Return the rows of JSON lines in partitions, by their number."""
+    rows = [
+        {**json.loads(line), "kind": part.parent.name.partition("=")[2]}
+        for part in output.glob("kind=*/part-*.jsonl")
+        for line in part.read_text("utf-8").splitlines()
+    ]
+    return sorted(rows, key=lambda row: int(row["id"]))
+
+
+def test_lines_in_partitions_are_done_again_from_the_input(failed: Desk, expected: list[dict[str, Any]]) -> None:
+    output = failed.output("lines")
+    form = (f"output.path={output}", "output.format=jsonl", "output.partition_by=[kind]")
+    assert failed.run(failed.folder / "output.yaml", *form).code == 3
+    assert [row["id"] for row in lines(output) if row["error"] is not None] == list(BAD)
+    (failed.folder / "trouble").unlink()
+    ended = retry(output)
+    assert ended.code == 0, ended.stderr
+    assert "doing 3 failed rows" in ended.stderr and "150 rows: 150 done, 0 failed; 3 in this run" in ended.stdout
+    assert lines(output) == expected
+    assert run_report(output)["failed"] == 0
+
+
+def test_partitions_by_what_the_task_adds_are_refused(failed: Desk) -> None:
+    output = failed.output("moving")
+    form = (f"output.path={output}", "output.partition_by=[finish_reason]")
+    assert failed.run(failed.folder / "output.yaml", *form).code == 3
+    refused = retry(output)
+    assert refused.code == 2 and 'has "finish_reason", which the task adds' in refused.stderr

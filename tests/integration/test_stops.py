@@ -48,14 +48,16 @@ def units(desk: Desk) -> list[Path]:
     return list((desk.output() / "_gptj_batch" / "units").glob("unit-*"))
 
 
-def expected_rows(desk: Desk) -> list[dict[str, object]]:
-    ended = desk.run(faulty_job(desk, texts(NUM_ROWS), "undisturbed"))
+@pytest.fixture(scope="module")
+def expected(new_desk: Callable[[str], Desk]) -> list[dict[str, object]]:
+    desk = new_desk("undisturbed")
+    ended = desk.run(faulty_job(desk, texts(NUM_ROWS)))
     assert ended.code == 0, ended.stderr
-    rows: list[dict[str, object]] = output_table(desk.output("undisturbed")).to_pylist()
+    rows: list[dict[str, object]] = output_table(desk.output()).to_pylist()
     return rows
 
 
-def test_a_second_run_is_refused_with_4_and_disturbs_nothing(desk: Desk) -> None:
+def test_a_second_run_is_refused_with_4_and_disturbs_nothing(desk: Desk, expected: list[dict[str, object]]) -> None:
     job = slow_job(desk)
     process = start(desk, job)
     wait_for(process, lambda: leases(desk))
@@ -69,10 +71,12 @@ def test_a_second_run_is_refused_with_4_and_disturbs_nothing(desk: Desk) -> None
     first = outcome(process)
     assert first.code == 0, first.stderr
     assert not leases(desk)
-    assert output_table(desk.output()).to_pylist() == expected_rows(desk)
+    assert output_table(desk.output()).to_pylist() == expected
 
 
-def test_a_run_that_slept_while_another_took_over_writes_nothing_any_more(desk: Desk) -> None:
+def test_a_run_that_slept_while_another_took_over_writes_nothing_any_more(
+    desk: Desk, expected: list[dict[str, object]]
+) -> None:
     job = slow_job(desk)
     process = start(desk, job)
     wait_for(process, lambda: leases(desk) and units(desk))
@@ -87,10 +91,10 @@ def test_a_run_that_slept_while_another_took_over_writes_nothing_any_more(desk: 
     assert zombie.code == 4, zombie.stderr
     assert "the output was taken over" in zombie.stderr
     assert run_report(desk.output()) == report
-    assert output_table(desk.output()).to_pylist() == expected_rows(desk)
+    assert output_table(desk.output()).to_pylist() == expected
 
 
-def test_at_its_deadline_a_run_stops_with_75_and_a_rerun_goes_on(desk: Desk) -> None:
+def test_at_its_deadline_a_run_stops_with_75_and_a_rerun_goes_on(desk: Desk, expected: list[dict[str, object]]) -> None:
     job = slow_job(desk)
     stopped = desk.run(job, "--deadline", "6s")
     assert stopped.code == 75, stopped.stderr
@@ -100,7 +104,7 @@ def test_at_its_deadline_a_run_stops_with_75_and_a_rerun_goes_on(desk: Desk) -> 
     assert not (desk.output() / "_SUCCESS").exists() and not leases(desk)
     ended = desk.run(job)
     assert ended.code == 0, ended.stderr
-    assert output_table(desk.output()).to_pylist() == expected_rows(desk)
+    assert output_table(desk.output()).to_pylist() == expected
 
 
 def test_gpu_hours_are_counted_where_there_are_gpus(desk: Desk, gpu_nodes: RunningCluster) -> None:
@@ -113,7 +117,7 @@ def test_gpu_hours_are_counted_where_there_are_gpus(desk: Desk, gpu_nodes: Runni
     assert run_report(desk.output())["reason"] == "stopped by --max-gpu-hours"
 
 
-def test_a_stop_is_written_down_before_ray_jobs_would_kill(desk: Desk) -> None:
+def test_a_stop_is_written_down_before_ray_jobs_would_kill(desk: Desk, expected: list[dict[str, object]]) -> None:
     job = slow_job(desk)
     process = start(desk, job)
     wait_for(process, lambda: units(desk))
@@ -130,4 +134,4 @@ def test_a_stop_is_written_down_before_ray_jobs_would_kill(desk: Desk) -> None:
     ended = desk.run(job)
     assert ended.code == 0, ended.stderr
     assert 0 < run_report(desk.output())["rows_this_run"] < NUM_ROWS
-    assert output_table(desk.output()).to_pylist() == expected_rows(desk)
+    assert output_table(desk.output()).to_pylist() == expected

@@ -130,7 +130,7 @@ def test_units_that_were_not_written_are_no_success(
     folder: Path, model_folder: Path, spine: Spine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(jobs.run, "_run_units", lambda run, pending, progress, *_: spine(run, pending[1:], progress))
-    with pytest.raises(OutputError, match="1 of 4 units were not written; run the same job again"):
+    with pytest.raises(OutputError, match=r"1 of 4 units were not written: unit \d \(.*run the same command again"):
         run_job(job(folder, model_folder))
     assert not (folder / "out" / "_SUCCESS").exists()
 

@@ -6,6 +6,7 @@ import pytest
 
 from gptj_batch.errors import OutputError, OutputInUseError
 from gptj_batch.records.output import OutputFolder
+from gptj_batch.records.part_form import PartForm
 from gptj_batch.records.retry import KEY, PART, ROW, RetryFolder
 
 from .crash import crashes
@@ -13,6 +14,7 @@ from .tables import every_type
 
 LABELS = pa.map_(pa.string(), pa.float64())
 ADDED = ["label", "scores", "error"]
+FORM = PartForm(target_file_bytes=2**20)
 
 
 def output(folder: Path, bad: set[int], num_columns: int | None = None) -> Path:
@@ -82,7 +84,7 @@ def test_what_became_of_them_stands_in_their_places_and_all_else_is_as_it_was(tm
     before = pq.read_table(tmp_path / "out")
     retry.take_out(ADDED, "error", keys)
     do(retry, still_bad=(6,))
-    retry.put_back(ADDED, "zstd", nothing)
+    retry.put_back(ADDED, FORM, nothing)
     retry.remove()
     after = pq.read_table(tmp_path / "out")
     assert after.schema.equals(before.schema, check_metadata=True)
@@ -104,7 +106,7 @@ def test_a_part_without_failed_rows_is_not_touched(tmp_path: Path) -> None:
     untouched = (tmp_path / "part-00001.parquet").stat()
     retry.take_out(ADDED, "error", keys)
     do(retry)
-    retry.put_back(ADDED, "zstd", nothing)
+    retry.put_back(ADDED, FORM, nothing)
     assert (tmp_path / "part-00001.parquet").stat().st_mtime_ns == untouched.st_mtime_ns
 
 
@@ -118,7 +120,7 @@ def test_a_part_is_left_alone_once_the_output_is_anothers(tmp_path: Path) -> Non
         raise OutputInUseError("taken")
 
     with pytest.raises(OutputInUseError):
-        retry.put_back(ADDED, "zstd", taken)
+        retry.put_back(ADDED, FORM, taken)
     assert pq.read_table(tmp_path).select(["label", "error"]).equals(before.select(["label", "error"]))
 
 
@@ -129,7 +131,7 @@ def test_a_retry_killed_at_any_step_leaves_whole_parts_and_is_finished_by_the_ne
             return
         if not retry.output.exists():
             do(retry)
-        retry.put_back(ADDED, "zstd", nothing)
+        retry.put_back(ADDED, FORM, nothing)
         retry.remove()
 
     for number in range(1, 120):

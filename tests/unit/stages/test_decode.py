@@ -57,3 +57,15 @@ def test_a_column_of_the_input_is_never_written_over(tmp_path: Path, model_folde
         decoded(tmp_path, classify(), table, model_folder)
     kept = decoded(tmp_path, classify(), table, model_folder, "new_")
     assert kept.column("label").to_pylist() == ["mine"] * 4
+
+
+@pytest.mark.parametrize("task", TASKS.values(), ids=TASKS)
+def test_rows_that_are_left_out_have_the_error_and_the_columns_of_all_others(
+    tmp_path: Path, model_folder: Path, task: Task
+) -> None:
+    results = infer(task, model_folder)(tokenized(tmp_path, task, records(), model_folder))
+    stage = DecodeStage(task, str(model_folder), None, "")
+    left_out = stage.leave_out(results, "it ended its process")
+    assert left_out.schema.equals(stage(results).schema, check_metadata=True)
+    assert left_out.column("error").to_pylist() == ["it ended its process"] * results.num_rows
+    assert all(left_out.column(name).null_count == results.num_rows for name in task.adds.names)

@@ -6,7 +6,7 @@ import pytest
 
 from gptj_batch.prompts.tokenizer import Tokenizer
 from gptj_batch.stages.columns import ERROR, KEY, NOTES, NUM_DROPPED_TOKENS, PROMPT_TOKEN_IDS, UNIT, without_internal
-from gptj_batch.stages.tokenize import ENCODE_ROWS, load_tokenizer
+from gptj_batch.stages.tokenize import ENCODE_ROWS, TokenizeStage, load_tokenizer
 from gptj_batch.tasks.base import Task
 from stages.tables import (
     GOOD,
@@ -108,3 +108,14 @@ def test_the_schema_is_the_same_whatever_the_rows(tmp_path: Path, model_folder: 
 
 def test_a_process_loads_a_tokenizer_once(model_folder: Path) -> None:
     assert load_tokenizer(str(model_folder), None) is load_tokenizer(str(model_folder), None)
+
+
+def test_rows_that_are_left_out_have_the_error_and_the_columns_of_all_others(
+    tmp_path: Path, model_folder: Path
+) -> None:
+    done = tokenized(tmp_path, generate(), records(), model_folder)
+    stage = TokenizeStage(generate(), str(model_folder), None, POSITIONS)
+    left_out = stage.leave_out(done.select(["id", "text", KEY, UNIT]), "it ended its process")
+    assert left_out.schema.equals(done.schema, check_metadata=True)
+    assert column(left_out, ERROR) == ["it ended its process"] * done.num_rows
+    assert column(left_out, PROMPT_TOKEN_IDS) == [None] * done.num_rows
