@@ -20,8 +20,8 @@ class Generate:
         self._work = work
         self._tokenizer = transformers.AutoTokenizer.from_pretrained(work.checkpoint, padding_side="left")
         self._tokenizer.pad_token = self._tokenizer.eos_token or "!"
-        self._model: Any = transformers.GPTJForCausalLM.from_pretrained(work.checkpoint, dtype=torch.bfloat16)
-        self._model.eval()
+        kind: Any = transformers.GPTJForCausalLM
+        self._model = kind.from_pretrained(work.checkpoint, dtype=torch.bfloat16).eval()
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
         """Add the columns to a batch of rows."""
