@@ -16,9 +16,10 @@ from gptj_batch.backends.vllm_install import installed
 from gptj_batch.backends.vllm_limits import NATIVE, refuse
 from gptj_batch.backends.vllm_process import set_environment
 from gptj_batch.backends.vllm_settings import Shape, VLLMSettings, engine_arguments
+from gptj_batch.backends.vllm_start import start
 from gptj_batch.engine.limits import Limits
 from gptj_batch.engine.stopping import RequestCodeError
-from gptj_batch.errors import BackendError, ConfigError, shorten
+from gptj_batch.errors import BackendError, ConfigError
 from gptj_batch.model.config import GPTJConfig
 from gptj_batch.model_folder import read_config
 from gptj_batch.requests import AnyRequest, EmbedRequest, Request
@@ -50,7 +51,7 @@ class VLLMBackend:
         self._thread = threading.Thread(target=self._loop.run_forever, name="gptj-batch-vllm", daemon=True)
         self._thread.start()
         try:
-            self._engine = self._wait_for(_start(settings, arguments))
+            self._engine = self._wait_for(start(settings, arguments))
         except BaseException:
             self._stop_loop()
             raise
@@ -182,34 +183,6 @@ class VLLMBackend:
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
         self._loop.close()
-
-
-async def _start(settings: VLLMSettings, arguments: dict[str, Any]) -> Any:
-    """Return a running `AsyncLLM`; its process is a child of this thread, which lives as long as the backend."""
-    from vllm.config import PoolerConfig, StructuredOutputsConfig
-    from vllm.engine.arg_utils import AsyncEngineArgs
-    from vllm.v1.engine.async_llm import AsyncLLM
-
-    from gptj_batch.backends.vllm_models import register
-
-    register()
-    if settings.pooling is not None:
-        arguments = arguments | {"pooler_config": PoolerConfig(seq_pooling_type=settings.pooling.upper())}
-    if settings.holds_texts:
-        arguments = arguments | {"structured_outputs_config": StructuredOutputsConfig(backend="guidance")}
-    try:
-        config = AsyncEngineArgs(**arguments).create_engine_config()
-    except (ValueError, TypeError, NotImplementedError) as error:
-        raise ConfigError(f"backend: vLLM refuses its settings: {_said(error)}") from error
-    try:
-        return AsyncLLM.from_vllm_config(config, disable_log_stats=True)
-    except Exception as error:
-        raise BackendError(f"vLLM's engine did not start: {_said(error)}; its own log says why") from error
-
-
-def _said(error: BaseException) -> str:
-    lines = [line.strip() for line in str(error).strip().splitlines() if line.strip()]
-    return shorten(" ".join(lines) or type(error).__name__, 400)
 
 
 def _kinds(error: BaseException) -> str:
