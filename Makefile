@@ -6,7 +6,7 @@ BIN := .venv/bin
 PIP_ARGS ?=
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c infra/constraints.txt $(PIP_ARGS)
 
-.PHONY: demo test test-vllm check bench soak clean
+.PHONY: demo test test-all test-vllm check bench soak clean
 
 demo: .venv/runtime
 	$(BIN)/gptj-batch demo
@@ -15,11 +15,17 @@ test: .venv/dev
 	$(MAKE) .venv/unit
 	$(BIN)/python -m pytest tests/parity -q
 	$(BIN)/python -m pytest tests/integration -q
+	$(MAKE) test-vllm VLLM_TESTS="-m vllm_first"
+
+# The same, and all tests of vLLM's backend.
+test-all: test test-vllm
 
 # vLLM's backend on the CPU build of vLLM, in an environment of its own, made once in minutes; see jobs/bench/vllm_env.py.
+# Where it cannot be made, this says why, and is no failure.
+VLLM_TESTS ?=
 test-vllm: .venv/dev
 	$(BIN)/python -m jobs.bench.vllm_env $(PIP_ARGS)
-	$(BIN)/python -m jobs.bench.vllm_overlay -m pytest tests/parity/test_vllm_*.py tests/integration/test_vllm_*.py -q
+	$(BIN)/python -m jobs.bench.vllm_overlay -m pytest tests/parity/test_vllm_*.py tests/integration/test_vllm_*.py -q $(VLLM_TESTS)
 
 # The unit tests passed on these files: `make check` and `make test` after one another, as in CI, run them once.
 .venv/unit: .venv/dev $(shell find gptj_batch pipelines jobs tests infra *.md pyproject.toml -type f -not -path '*/__pycache__/*')

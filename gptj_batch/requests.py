@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Literal, Protocol, Self, get_args
+from typing import Literal, Protocol, Self, get_args, runtime_checkable
 
 # The length of a text to this power still fits a float32, with room for its log-probability.
 MAX_LENGTH_PENALTY = 10.0
@@ -52,6 +52,27 @@ class Constraint(Protocol):
 
     def start(self) -> ConstraintState:
         """Return the state of a sequence that has generated nothing yet."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Language:
+    """The texts that a constraint allows, in words that another engine knows too; one of the two is set.
+
+    regex: of the whole text, in the syntax of Rust's regex    json_schema: JSON, with llguidance's `x-guidance` in it
+    """
+
+    regex: str | None = None
+    json_schema: str | None = None
+
+
+@runtime_checkable
+class Described(Protocol):
+    """A constraint that can say which texts it allows."""
+
+    @property
+    def language(self) -> Language:
+        """Return what it allows."""
         ...
 
 

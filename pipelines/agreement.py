@@ -25,10 +25,14 @@ class Difference:
 
 
 def comparable(request: AnyRequest) -> AnyRequest:
-    """Return the request as it can be compared: greedy, since no two engines draw alike, with log-probabilities."""
+    """Return the request as it can be compared: greedy, since no two engines draw alike, with log-probabilities.
+
+    Not with those of a text that is held to a grammar, which vLLM cannot give.
+    """
     if not isinstance(request, Request):
         return request
-    return replace(request, sampling=replace(request.sampling, temperature=0.0, logprobs=True))
+    logprobs = request.constraint is None
+    return replace(request, sampling=replace(request.sampling, temperature=0.0, logprobs=logprobs))
 
 
 def compare(ours: AnyResult, theirs: AnyResult, tolerance: float) -> Difference:

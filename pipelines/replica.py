@@ -3,6 +3,7 @@
 import os
 
 from gptj_batch.backends.base import Backend
+from gptj_batch.backends.vllm_limits import holding
 from gptj_batch.stages.infer import ReplicaSettings, start_backend
 from pipelines.prepare import Run
 
@@ -22,6 +23,7 @@ def replica_settings(run: Run, device: str | None, num_threads: int) -> ReplicaS
         kv_cache_gb=backend.kv_cache_gb,
         prefix_caching=backend.prefix_caching,
         pooling=getattr(run.job.task, "pooling", None),  # of the task `embed`
+        holds_texts=bool(holding(run.job.task.model_dump())),
         tensor_parallel=backend.tensor_parallel,
         engine_kwargs=backend.engine_kwargs,
     )

@@ -32,6 +32,7 @@ def make_backend(
     kv_cache_gb: float | None = None,
     prefix_caching: bool = True,
     pooling: Pooling | None = None,
+    holds_texts: bool = False,
     tensor_parallel: int = 1,
     num_threads: int | None = None,
     engine_kwargs: Mapping[str, Any] | None = None,
@@ -39,6 +40,7 @@ def make_backend(
     """Make the backend `kind` ("native", "vllm", "fake"; "auto" is native) for a model with a head.
 
     None means "chosen for the device". pooling: of the task `embed`; vLLM's engine is made for it, or for all else
+    holds_texts: whether texts are held to grammars, for which vLLM must be started
     tensor_parallel, num_threads, engine_kwargs: vLLM's alone
     Raises ConfigError for settings that cannot work, CheckpointError for a model folder that does not.
     """
@@ -56,6 +58,7 @@ def make_backend(
                 dtype=dtype,
                 device=device or "auto",
                 pooling=pooling,
+                holds_texts=holds_texts,
                 max_step_tokens=max_step_tokens,
                 max_running=max_running,
                 kv_cache_gb=kv_cache_gb,

@@ -13,15 +13,16 @@ from typing import Any, Final, TypeVar
 
 from gptj_batch.backends.base import TokenCounts
 from gptj_batch.backends.vllm_install import installed
-from gptj_batch.backends.vllm_limits import refuse
+from gptj_batch.backends.vllm_limits import NATIVE, refuse
 from gptj_batch.backends.vllm_process import set_environment
 from gptj_batch.backends.vllm_settings import Shape, VLLMSettings, engine_arguments
+from gptj_batch.backends.vllm_start import start
 from gptj_batch.engine.limits import Limits
 from gptj_batch.engine.stopping import RequestCodeError
-from gptj_batch.errors import BackendError, ConfigError, shorten
+from gptj_batch.errors import BackendError, ConfigError
 from gptj_batch.model.config import GPTJConfig
 from gptj_batch.model_folder import read_config
-from gptj_batch.requests import AnyRequest, EmbedRequest
+from gptj_batch.requests import AnyRequest, EmbedRequest, Request
 from gptj_batch.results import AnyResult, Failed
 
 T = TypeVar("T")
@@ -50,12 +51,14 @@ class VLLMBackend:
         self._thread = threading.Thread(target=self._loop.run_forever, name="gptj-batch-vllm", daemon=True)
         self._thread.start()
         try:
-            self._engine = self._wait_for(_start(settings, arguments))
+            self._engine = self._wait_for(start(settings, arguments))
         except BaseException:
             self._stop_loop()
             raise
         from gptj_batch.backends.vllm_answers import Answers
 
+        if settings.holds_texts:
+            self._check_end(model.eos_token_ids)
         self._answers = Answers(self._engine, model.eos_token_ids)
         cache = self._engine.vllm_config.cache_config
         self._context_tokens = int(self._engine.model_config.max_model_len)
@@ -137,8 +140,21 @@ class VLLMBackend:
         self._counts = self._counts.plus(result)
         return result
 
+    def _check_end(self, eos_token_ids: tuple[int, ...]) -> None:
+        """Raise ConfigError where vLLM would end a text that is held to a grammar by another token than the model's."""
+        end_id = getattr(self._engine.get_tokenizer(), "eos_token_id", None)
+        if (end_id,) != eos_token_ids:
+            self.close()
+            raise ConfigError(
+                f"model.path: the tokenizer's end of text is {end_id} and config.json's is "
+                f"{', '.join(map(str, eos_token_ids)) or 'none'} (eos_token_id); vLLM can hold texts to choices, regex "
+                f"or json_schema only where they are one and the same; make them so, or {NATIVE}"
+            )
+
     def _refuse(self, request: AnyRequest) -> str | None:
         problem = self._limits.refuse(request) or refuse(request, self._n_layer)
+        if problem is None and isinstance(request, Request) and request.constraint and not self._settings.holds_texts:
+            return "the engine was started without a tokenizer, which vLLM needs to hold texts to a grammar"
         if problem is None and isinstance(request, EmbedRequest) != (self._settings.work == "embed"):
             return "vLLM either embeds or generates: start the backend with the pooling of the task embed, or without"
         if problem is None and isinstance(request, EmbedRequest) and request.pooling != self._settings.pooling:
@@ -167,32 +183,6 @@ class VLLMBackend:
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
         self._loop.close()
-
-
-async def _start(settings: VLLMSettings, arguments: dict[str, Any]) -> Any:
-    """Return a running `AsyncLLM`; its process is a child of this thread, which lives as long as the backend."""
-    from vllm.config import PoolerConfig
-    from vllm.engine.arg_utils import AsyncEngineArgs
-    from vllm.v1.engine.async_llm import AsyncLLM
-
-    from gptj_batch.backends.vllm_models import register
-
-    register()
-    if settings.pooling is not None:
-        arguments = arguments | {"pooler_config": PoolerConfig(seq_pooling_type=settings.pooling.upper())}
-    try:
-        config = AsyncEngineArgs(**arguments).create_engine_config()
-    except (ValueError, TypeError, NotImplementedError) as error:
-        raise ConfigError(f"backend: vLLM refuses its settings: {_said(error)}") from error
-    try:
-        return AsyncLLM.from_vllm_config(config, disable_log_stats=True)
-    except Exception as error:
-        raise BackendError(f"vLLM's engine did not start: {_said(error)}; its own log says why") from error
-
-
-def _said(error: BaseException) -> str:
-    lines = [line.strip() for line in str(error).strip().splitlines() if line.strip()]
-    return shorten(" ".join(lines) or type(error).__name__, 400)
 
 
 def _kinds(error: BaseException) -> str:

@@ -10,12 +10,14 @@ from typing import Any, Final, cast
 
 from vllm import PoolingParams
 from vllm import SamplingParams as TheirSampling
-from vllm.sampling_params import MAX_LOGPROB_TOKEN_IDS, RequestOutputKind
+from vllm.sampling_params import MAX_LOGPROB_TOKEN_IDS, RequestOutputKind, StructuredOutputsParams
 
-from gptj_batch.engine.stopping import reason_to_end, stop_token_ids, wants_to_end
+from gptj_batch.engine.stopping import ending, stop_token_ids
 from gptj_batch.requests import (
     AnyRequest,
     ClassifyRequest,
+    Constraint,
+    Described,
     EmbedRequest,
     LabelRequest,
     Request,
@@ -63,10 +65,18 @@ class Answers:
                 return await self._embed(request)
 
     async def _generate(self, request: Request) -> AnyResult:
-        """Continue a prompt. Its stop condition is ours and asked here after every token; what runs on is cut off."""
+        """Continue a prompt.
+
+        Its stop condition and its constraint are ours and asked here after every token; what runs on is cut off.
+        """
         params = sampling_params(request.sampling, self._eos_token_ids)
+        ends = request.stop is not None or request.constraint is not None
+        state = None
         if request.stop is not None:
             params.output_kind = RequestOutputKind.DELTA
+        if request.constraint is not None:
+            params.structured_outputs = structured_outputs(request.constraint)
+            state = request.constraint.start()
         token_ids: list[int] = []
         logprobs: list[float] = []
         reason: str | None = None
@@ -77,7 +87,7 @@ class Answers:
                     token_ids.append(token)
                     if request.sampling.logprobs:
                         logprobs.append(new.logprobs[place][token].logprob)
-                    if request.stop is not None and (reason := self._ending(request, token_ids)):
+                    if ends and (reason := ending(request, token_ids, state, self._eos_token_ids)):
                         break
                 reason = reason or new.finish_reason
                 if reason is not None:
@@ -93,10 +103,6 @@ class Answers:
             num_prompt_tokens=len(request.prompt_token_ids),
             logprobs=tuple(logprobs) if request.sampling.logprobs else None,
         )
-
-    def _ending(self, request: Request, token_ids: list[int]) -> FinishReason | None:
-        wants_end = wants_to_end(request, token_ids, self._eos_token_ids)
-        return reason_to_end(request.sampling, len(token_ids), wants_end)
 
     async def _label(self, request: LabelRequest) -> AnyResult:
         """Score labels token by token: one request for every beginning of a label, its next tokens' probabilities read.
@@ -216,6 +222,15 @@ def sampling_params(ours: SamplingParams, eos_token_ids: tuple[int, ...]) -> Any
         logprobs=0 if ours.logprobs else None,
         **_QUIET,
     )
+
+
+def structured_outputs(constraint: Constraint) -> Any:
+    """Return a constraint in vLLM's words; both give the same grammar to llguidance."""
+    assert isinstance(constraint, Described), "vllm_limits refuses others"
+    language = constraint.language
+    if language.regex is not None:
+        return StructuredOutputsParams(regex=language.regex)
+    return StructuredOutputsParams(json=language.json_schema)
 
 
 def beginnings(labels: Iterable[tuple[int, ...]]) -> dict[tuple[int, ...], dict[int, list[int]]]:

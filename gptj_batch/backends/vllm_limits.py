@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any, Final
 
-from gptj_batch.requests import AnyRequest, EmbedRequest, Request
+from gptj_batch.requests import AnyRequest, Described, EmbedRequest, Request
 
 # vLLM raises lower temperatures to this one, and refuses higher ones than that.
 MIN_TEMPERATURE, MAX_TEMPERATURE = 0.01, 2.0
@@ -11,9 +11,12 @@ NATIVE: Final = "set backend.kind to native, which does it"
 # Settings of a task by name, the values of each that ask for nothing, and what any other asks for.
 SETTINGS: Final[dict[str, tuple[tuple[Any, ...], str]]] = {
     "num_beams": ((None, 1), "beam search as transformers defines it (early_stopping, min_new_tokens)"),
-    "choices": ((None,), "text held to choices by our grammar"),
-    "regex": ((None,), "text held to a regex by our grammar"),
-    "json_schema": ((None,), "text held to a JSON schema by our grammar"),
+}
+# What holds a text to a grammar, and what cannot be had beside it.
+HOLDING: Final = ("choices", "regex", "json_schema")
+BESIDE_A_GRAMMAR: Final = {
+    "logprobs": "vLLM's log-probabilities are then those among the allowed tokens, and not the model's own",
+    "min_new_tokens": "vLLM has no way to go on where the text is complete",
 }
 
 
@@ -26,6 +29,10 @@ def why_not(task: Mapping[str, Any], dtype: str) -> str | None:
     for name, (neutral, what) in SETTINGS.items():
         if task.get(name) not in neutral:
             return f"task.{name}: vLLM has no {what}; {NATIVE}"
+    if held := holding(task):
+        for name, why in BESIDE_A_GRAMMAR.items():
+            if task.get(name):
+                return f"task.{name}: cannot be had with task.{held[0]}: {why}; {NATIVE}"
     layer = task.get("layer")
     if layer is not None and layer != -1:
         return f"task.layer: vLLM embeds by the last layer only, null or -1, got {layer}; {NATIVE}"
@@ -35,14 +42,23 @@ def why_not(task: Mapping[str, Any], dtype: str) -> str | None:
     return None
 
 
+def holding(task: Mapping[str, Any]) -> list[str]:
+    """Return which of a task's settings hold its texts to a grammar."""
+    return [name for name in HOLDING if task.get(name) is not None]
+
+
 def refuse(request: AnyRequest, n_layer: int) -> str | None:
     """Return why vLLM cannot do a request, or None."""
     if isinstance(request, EmbedRequest) and request.layer not in (None, -1, n_layer):
         return f"vLLM embeds by the last layer only, got layer {request.layer}; {NATIVE}"
     if not isinstance(request, Request):
         return None
-    if request.constraint is not None:
+    if request.constraint is not None and not isinstance(request.constraint, Described):
         return f"vLLM has no decoding held to a constraint of ours; {NATIVE}"
+    if request.constraint is not None:
+        for name, why in BESIDE_A_GRAMMAR.items():
+            if getattr(request.sampling, name):
+                return f"{name} cannot be had with a grammar: {why}; {NATIVE}"
     if request.sampling.num_beams > 1:
         return f"vLLM has no beam search as transformers defines it; {NATIVE}"
     if not _is_possible(request.sampling.temperature):

@@ -5,16 +5,23 @@ vLLM takes much from the environment only, and hands it on to the processes that
 holding the GPU: each of them watches the replica, whose number the environment carries.
 """
 
+import logging
 import os
 import select
 import signal
+import tempfile
 import threading
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from importlib import metadata
 from pathlib import Path
 from typing import Final
 
+from gptj_batch.errors import shorten
+
 REPLICA_PID: Final = "GPTJ_BATCH_REPLICA_PID"
+CAUSE_FILE: Final = "GPTJ_BATCH_ENGINE_CAUSE"
 POLL_S: Final = 1.0
 
 
@@ -40,6 +47,42 @@ def set_environment(*, on_cpu: bool, num_threads: int | None, is_split: bool) ->
         os.environ.setdefault("LD_PRELOAD", intel)
         os.environ.setdefault("KMP_BLOCKTIME", "5")
         os.environ.setdefault("KMP_TPAUSE", "0")
+
+
+@contextmanager
+def cause_kept() -> Iterator[Callable[[], str]]:
+    """Have the processes that vLLM starts meanwhile keep what first goes wrong in them; yield what reads it.
+
+    vLLM itself only says that they ended.
+    """
+    with tempfile.TemporaryDirectory(prefix="gptj-batch-", ignore_cleanup_errors=True) as folder:
+        file = Path(folder) / "cause"
+        os.environ[CAUSE_FILE] = str(file)
+        try:
+            yield lambda: file.read_text(encoding="utf-8") if file.exists() else ""
+        finally:
+            os.environ.pop(CAUSE_FILE, None)
+
+
+def keep_cause() -> None:
+    """Keep the first error that vLLM logs in this process, where `cause_kept` asked for it; returns at once."""
+    if file := os.environ.get(CAUSE_FILE):
+        logging.getLogger("vllm").addHandler(_FirstError(Path(file)))
+
+
+class _FirstError(logging.Handler):
+    """Writes the first exception into a file: one line, without its traceback."""
+
+    def __init__(self, file: Path) -> None:
+        super().__init__(logging.ERROR)
+        self._file = file
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Write a record's exception, if it has one and the file is not there. The folder is gone once all runs."""
+        error = record.exc_info[1] if record.exc_info else None
+        if error is not None:
+            with suppress(OSError), self._file.open("x", encoding="utf-8") as file:
+                file.write(shorten(" ".join(f"{type(error).__name__}: {error}".split()), 400))
 
 
 def _intel_openmp() -> str | None:

@@ -38,6 +38,7 @@ FIXED: Final = {
     "scheduler_cls": "a job file names no code",
     "logits_processors": "a job file names no code",
     "io_processor_plugin": "a job file names no code",
+    "structured_outputs_config": "a text is held to its grammar by llguidance, as the native engine does it",
     "reasoning_parser_plugin": "a job file names no code",
     "trust_remote_code": "a checkpoint brings no code",
     "worker_extension_cls": "it is what ends the engine with its replica",
@@ -79,6 +80,7 @@ class VLLMSettings:
     """What a replica on vLLM is started with; None means "chosen for the device".
 
     dtype, device: "auto" until `make_backend` has resolved them    pooling: of the task `embed`, None for any other
+    holds_texts: whether texts are held to grammars, for which vLLM reads the model's tokenizer
     """
 
     model_path: Path
@@ -86,6 +88,7 @@ class VLLMSettings:
     dtype: str
     device: str
     pooling: Pooling | None = None
+    holds_texts: bool = False
     max_step_tokens: int | None = None
     max_running: int | None = None
     kv_cache_gb: float | None = None
@@ -144,7 +147,7 @@ def engine_arguments(settings: VLLMSettings, shape: Shape) -> dict[str, Any]:
         "tensor_parallel_size": settings.tensor_parallel,
         "block_size": block,
         "max_model_len": _context_tokens(shape, settings.dtype, kv_bytes, block),
-        "skip_tokenizer_init": True,
+        "skip_tokenizer_init": not settings.holds_texts,
         "hf_overrides": {"architectures": [ARCHITECTURES[settings.work]]},
         "generation_config": "vllm",
         "worker_extension_cls": "gptj_batch.backends.vllm_worker.ReplicaWorker",

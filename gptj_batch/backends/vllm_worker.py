@@ -1,11 +1,11 @@
 """ReplicaWorker: what is added to vLLM's worker, in whichever process that runs. vLLM imports it there by its name.
 
-Importing it does two things, before any weight is loaded and any memory taken: this process from now on ends with its
-replica, and our models are known to vLLM.
+Importing it does three things, before any weight is loaded and any memory taken: this process from now on ends with its
+replica, what first goes wrong in it is kept for the replica's message, and our models are known to vLLM.
 """
 
 from gptj_batch.backends.vllm_models import register
-from gptj_batch.backends.vllm_process import end_with_replica
+from gptj_batch.backends.vllm_process import end_with_replica, keep_cause
 
 
 class ReplicaWorker:
@@ -13,4 +13,5 @@ class ReplicaWorker:
 
 
 end_with_replica()
+keep_cause()
 register()

@@ -8,6 +8,7 @@ import llguidance
 
 from gptj_batch.errors import ConfigError, shorten
 from gptj_batch.prompts.tokenizer import END_OF_TEXT, Tokenizer
+from gptj_batch.requests import Language
 
 if TYPE_CHECKING:
     from llguidance._lib import JsonCompileOptions
@@ -34,11 +35,12 @@ class GrammarCompiler:
         tokens that it hardly ever saw behind a prompt. Raises ConfigError naming `setting`.
         """
         alternatives = "|".join(map(_literal, texts))
-        return self._compile(llguidance.LLMatcher.grammar_from_regex(f" ?(?:{alternatives})"), setting)
+        return self.regex(f" ?(?:{alternatives})", setting)
 
     def regex(self, pattern: str, setting: str) -> "GrammarConstraint":
         """Return the constraint to texts that match the whole of `pattern`. Raises ConfigError naming `setting`."""
-        return self._compile(llguidance.LLMatcher.grammar_from_regex(pattern), setting)
+        grammar = llguidance.LLMatcher.grammar_from_regex(pattern)
+        return self._compile(grammar, Language(regex=pattern), setting)
 
     def json_schema(self, schema: Mapping[str, Any] | str, setting: str) -> "GrammarConstraint":
         """Return the constraint to JSON that satisfies `schema`, itself given as an object or as JSON.
@@ -52,9 +54,11 @@ class GrammarCompiler:
         if not isinstance(parsed, dict):
             raise ConfigError(f'{setting}: must be a JSON object such as {{"type": "object"}}, got {shorten(schema)}')
         grammar = llguidance.LLMatcher.grammar_from_json_schema(parsed, defaults=JSON_STYLE)
-        return self._compile(grammar, setting)
+        with_style = json.loads(grammar)["grammars"][0]["json_schema"]  # the schema, with what JSON_STYLE left open
+        language = Language(json_schema=json.dumps(with_style))
+        return self._compile(grammar, language, setting)
 
-    def _compile(self, grammar: str, setting: str) -> "GrammarConstraint":
+    def _compile(self, grammar: str, language: Language, setting: str) -> "GrammarConstraint":
         is_error, messages = llguidance.LLMatcher.validate_grammar_with_warnings(grammar, self._tokenizer)
         if is_error:
             raise ConfigError(f"{setting}: cannot be enforced: {_one_line(messages[0])}")
@@ -62,15 +66,16 @@ class GrammarCompiler:
         if not matcher.is_accepting() and not any(_allowed(matcher, self._tokenizer.eos_token)):
             reason = _one_line(matcher.get_error()) or "there is no text that it allows"
             raise ConfigError(f"{setting}: cannot be enforced: {reason}")
-        return GrammarConstraint(matcher, self._tokenizer.eos_token)
+        return GrammarConstraint(matcher, self._tokenizer.eos_token, language)
 
 
 class GrammarConstraint:
     """A compiled grammar; a sequence starts with a copy of its matcher, which is made in 0.02 ms."""
 
-    def __init__(self, matcher: llguidance.LLMatcher, end_id: int) -> None:
+    def __init__(self, matcher: llguidance.LLMatcher, end_id: int, language: Language) -> None:
         self._matcher = matcher
         self._end_id = end_id
+        self.language = language
 
     def start(self) -> "GrammarState":
         """Return the state of a sequence that has generated nothing yet."""

@@ -5,7 +5,7 @@ from collections.abc import Sequence as Ordered
 from contextlib import contextmanager
 
 from gptj_batch.engine.sequence import Sequence
-from gptj_batch.requests import Request, SamplingParams
+from gptj_batch.requests import ConstraintState, Request, SamplingParams
 from gptj_batch.results import FinishReason
 
 
@@ -38,7 +38,13 @@ def finish_reason(sequence: Sequence, eos_token_ids: tuple[int, ...]) -> FinishR
     To be called once a token, as its constraint hears of the token here. Where the constraint permits no end, neither
     a stop token nor the request's stop condition is heeded. Raises RequestCodeError where either raises.
     """
-    request, generated, constraint = sequence.request, sequence.generated_token_ids, sequence.constraint
+    return ending(sequence.request, sequence.generated_token_ids, sequence.constraint, eos_token_ids)
+
+
+def ending(
+    request: Request, generated: Ordered[int], constraint: ConstraintState | None, eos_token_ids: tuple[int, ...]
+) -> FinishReason | None:
+    """Return the same of a request that is no sequence of this engine; `constraint` is where it stands in its own."""
     is_complete, may_end = False, True
     if constraint is not None:
         with blaming("constraint"):

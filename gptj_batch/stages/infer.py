@@ -48,6 +48,7 @@ class ReplicaSettings:
     kv_cache_gb: float | None = None
     prefix_caching: bool = True
     pooling: Pooling | None = None
+    holds_texts: bool = False
     tensor_parallel: int = 1
     engine_kwargs: Mapping[str, Any] = field(default_factory=dict)
 
@@ -151,6 +152,7 @@ def start_backend(replica: ReplicaSettings, head: Head) -> Backend:
         kv_cache_gb=replica.kv_cache_gb,
         prefix_caching=replica.prefix_caching,
         pooling=replica.pooling,
+        holds_texts=replica.holds_texts,
         tensor_parallel=replica.tensor_parallel,
         num_threads=replica.num_threads,
         engine_kwargs=replica.engine_kwargs,

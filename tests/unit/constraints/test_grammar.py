@@ -4,11 +4,12 @@ import re
 from typing import Any
 
 import jsonschema
+import llguidance
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gptj_batch.constraints.grammar import GrammarCompiler
+from gptj_batch.constraints.grammar import JSON_STYLE, GrammarCompiler, _literal
 from gptj_batch.errors import ConfigError
 from gptj_batch.prompts.tokenizer import END_OF_TEXT, Tokenizer
 from gptj_batch.requests import Constraint
@@ -197,3 +198,23 @@ def test_a_token_that_was_not_allowed_and_a_grammar_that_is_too_large_raise_with
         state.accept(tokenizer.encode_batch(["w"])[0][0])
     with pytest.raises((RuntimeError, ConfigError)):
         walk(COMPILERS["tiny"].regex("x{1000000}", "x"), random.Random(0), 2_000_000)
+
+
+@pytest.mark.parametrize("setting", ["choices", "regex", "json_schema"])
+def test_what_a_constraint_says_it_allows_is_the_grammar_that_it_enforces(setting: str) -> None:
+    compiler = compiler_of(NAMES[0])
+    value: Any = {"choices": ["a|b", "c d"], "regex": "[a-c]{2,4}", "json_schema": SCHEMA}[setting]
+    constraint = getattr(compiler, setting)(value, "task.x")
+    language = constraint.language
+    if language.regex is not None:
+        said = llguidance.LLMatcher.grammar_from_regex(language.regex)
+        allowed = f" ?(?:{'|'.join(map(_literal, value))})" if setting == "choices" else value
+        assert said == llguidance.LLMatcher.grammar_from_regex(allowed)
+    else:  # as vLLM's backend of llguidance reads a schema: with white space wherever it says nothing about that
+        said = llguidance.LLMatcher.grammar_from_json_schema(
+            language.json_schema, defaults={"whitespace_flexible": True}
+        )
+        assert said == llguidance.LLMatcher.grammar_from_json_schema(value, defaults=JSON_STYLE)
+
+
+SCHEMA: dict[str, Any] = {"type": "object", "properties": {"a": {"type": "integer"}}, "required": ["a"]}
