@@ -149,7 +149,7 @@ def largest(ours: list[float], theirs: list[float]) -> float:
 
 
 def _cell(
-    task: str, settings: str, oracle: str, number: str, kind: str, texts: str, check: Check, **block: Any
+    task: str, settings: str, oracle: str, number: str, kind: str, texts: str, check: Check, /, **block: Any
 ) -> Cell:
     return Cell(
         task=task, settings=settings, oracle=oracle, number=number, kind=kind, texts=texts, block=block, check=check

@@ -15,7 +15,7 @@ from gptj_batch.prompts.tokenizer import END_OF_TEXT, Tokenizer
 
 # Much below 1 attention is uniform, and a wrong score could not be seen.
 SCORE_SPREAD: Final = 1.5
-SHAPE: Final = {"n_positions": 512, "n_embd": 128, "n_layer": 3, "n_head": 4, "rotary_dim": 16}
+SHAPE: Final[dict[str, Any]] = {"n_positions": 512, "n_embd": 128, "n_layer": 3, "n_head": 4, "rotary_dim": 16}
 SINGLE, MULTI, REGRESSION = "single label", "several labels", "regression"
 CAUSAL, SPAN = "language model", "spans"
 

@@ -10,6 +10,9 @@ import transformers
 from jobs.bench.parity_models import Model
 
 IGNORED: Final = -100
+# What is said of long texts is not meant for those who read them in windows.
+transformers.logging.set_verbosity_error()
+transformers.utils.logging.disable_progress_bar()
 
 
 class Oracle:
