@@ -51,7 +51,7 @@ def penalised(tiny: TinyModel, text: str, penalty: float, least: int) -> list[in
     token_ids = list(prompt)
     end = tiny.model.config.eos_token_id
     while len(token_ids) < len(prompt) + MAX_NEW_TOKENS and token_ids[-1] != end:
-        with torch.inference_mode():
+        with torch.no_grad():
             scores = tiny.model(torch.tensor([token_ids])).logits[0, -1].double()
         seen = list(set(token_ids))
         scores[seen] = torch.where(scores[seen] > 0, scores[seen] / penalty, scores[seen] * penalty)
@@ -71,7 +71,8 @@ def test_repetition_is_penalised_and_no_text_ends_too_early(desk: Desk, tiny: Ti
 
 def test_a_text_ends_before_any_of_the_stops(desk: Desk, tiny: TinyModel) -> None:
     texts = [greedy(tiny, text) for text in TEXTS]
-    stops = sorted({text[3] for text in texts[:2] if text[3] != "\ufffd"})
+    # A character of each of two texts, not the first: what is cut is then neither all nor nothing.
+    stops = [next(char for char in text[1:] if char.isascii()) for text in texts[:2]]
     rows = run(desk, {**GENERATE, "stop": stops})
     for row, text in zip(rows, texts, strict=True):
         places = [text.find(stop) for stop in stops if stop in text]
@@ -148,9 +149,9 @@ def scored(tiny: TinyModel, token_ids: Sequence[int], first_scored: int) -> floa
 
 def test_the_first_token_is_scored_and_windows_are_as_far_apart_as_is_said(desk: Desk, tiny: TinyModel) -> None:
     stride = 10
-    task = {"kind": "score", "text": "{{ text * 9 }}", "score_first_token": True, "stride_tokens": stride}
+    task = {"kind": "score", "text": "{{ text * 20 }}", "score_first_token": True, "stride_tokens": stride}
     for row in run(desk, task):
-        ids = [*tiny.encode(END_OF_TEXT), *tiny.encode(row["text"] * 9)]
+        ids = [*tiny.encode(END_OF_TEXT), *tiny.encode(row["text"] * 20)]
         expected, first, until = 0.0, 0, 1
         while until < len(ids):
             stop = min(first + N_POSITIONS, len(ids))
