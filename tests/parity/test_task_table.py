@@ -11,7 +11,8 @@ from jobs.bench.parity_cells import CELLS, Cell
 from jobs.bench.parity_models import models
 from jobs.bench.parity_table import compare, markdown
 
-# What float32 leaves of numbers of about 1; a log-probability of a token may be some tens.
+# Log-probabilities of generated tokens may be some tens, and have their cache's rounding besides.
+TOLERANCES = {"generate": 3e-5}
 TOLERANCE = 1e-5
 
 
@@ -35,7 +36,7 @@ def test_columns_are_what_transformers_computes(cell: Cell, folder: Path, record
     for model in models(cell.kind, folder):
         found = compare(cell, model, given)
         assert (found["failed"], found["same"]) == (0, len(given)), model.name
-        assert found["largest_difference"] <= TOLERANCE, model.name
+        assert found["largest_difference"] <= TOLERANCES.get(cell.task, TOLERANCE), model.name
 
 
 def test_the_table_says_how_many_rows_were_the_same_and_how_far_numbers_are_apart() -> None:
