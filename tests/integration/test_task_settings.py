@@ -46,7 +46,7 @@ def test_settings_of_the_job_itself_filter_as_well(desk: Desk, tiny: TinyModel) 
 
 
 def penalised(tiny: TinyModel, text: str, penalty: float, least: int) -> list[int]:
-    """Greedy decoding in which tokens that were seen lose or, by a penalty below 1, gain, and the end waits for `least` tokens."""
+    """Greedy, but tokens that were seen lose (by a penalty below 1 they gain), and the end waits for `least` tokens."""
     prompt = tiny.encode(text)
     token_ids = list(prompt)
     end = tiny.model.config.eos_token_id
