@@ -48,7 +48,10 @@ class ConstraintState(Protocol):
 
 
 class Constraint(Protocol):
-    """What a continuation must look like; shared by requests, so it holds no state of any of them."""
+    """What a continuation must look like; shared by requests, so it holds no state of any of them.
+
+    One that is made anew for every row may have an `identity`: a value that is equal where it allows the same.
+    """
 
     def start(self) -> ConstraintState:
         """Return the state of a sequence that has generated nothing yet."""

@@ -45,6 +45,9 @@ def make_job(kind: str, path: Any, arguments: Mapping[str, Any]) -> Job:
     for name, value in arguments.items():
         if name == "replicas":
             continue
+        if name == "output" and isinstance(value, dict):
+            values["output"].update(_output(value))
+            continue
         block, _, setting = SETTINGS.get(name, f"task.{name}").partition(".")
         if value is not None or block == "task":
             values.setdefault(block, {})[setting] = _plain(value)
@@ -53,6 +56,14 @@ def make_job(kind: str, path: Any, arguments: Mapping[str, Any]) -> Job:
     values["output"].setdefault("path", NOWHERE)
     _check_names(kind, values)
     return check_job(JobFile(f"{kind}()", values))
+
+
+def _output(given: dict[str, Any]) -> dict[str, Any]:
+    """Return a block `output` that was given whole. Raises ConfigError where it does not say where to write."""
+    if given.get("path") is None:
+        raise ConfigError('output: a dictionary needs "path", the folder to write to; give it, or a folder alone')
+    plain: dict[str, Any] = {name: _plain(value) for name, value in given.items()}
+    return plain
 
 
 def is_written(job: Job) -> bool:

@@ -23,6 +23,7 @@ def extract(data: Any, *, progress: bool = True, **arguments: Any) -> Any:
     stride_tokens: what two windows of a long context share    window_tokens: the most of one
     scoring, align_to_words: how spans are compared, and whether they begin and end with words
     prompt, max_answers, separator, whole_words, one_line, truncate: with method prompt
+    deduplicate: compute equal questions and contexts once
     """
     from pipelines.notebook import add_columns
 

@@ -14,7 +14,9 @@ from numpy.typing import NDArray
 
 from gptj_batch.errors import ConfigError
 from gptj_batch.records.lease import Fence
+from gptj_batch.records.output import OutputFolder
 from gptj_batch.records.read import InputFile, InputFiles, list_files, plan_units, read_unit
+from gptj_batch.records.unit_files import all_units, unit_schema, unit_tables
 from gptj_batch.stages.columns import BACKEND_FACTS, KEY, UNIT, with_column
 from gptj_batch.stages.read import row_keys
 from gptj_batch.stages.write import counts_of
@@ -67,9 +69,7 @@ def _of_table(job: Job, table: CallersTable, progress: bool) -> Any:
         run = prepare_on(job, _inputs(table, records))
         with claimed(run) as claim:
             work = _Work(claim.run, records, claim.pending, progress)
-            if claim.fence is not None:
-                work.write(claim.fence)
-        added = _read_back(run)
+            added = work.write(claim.fence) if claim.fence is not None else _read_back(run)
     else:
         run = prepare_on(job, _inputs(table, None))
         names = run.task.reads | ({job.input.key} if job.input.key is not None else set())
@@ -109,8 +109,8 @@ class _Work:
         tables = [result.select(names).replace_schema_metadata(None) for result in self._results()]
         return pa.concat_tables([added_schema(self._run).empty_table(), *tables])
 
-    def write(self, fence: Fence) -> None:
-        """Write what is still to do, as a job does."""
+    def write(self, fence: Fence) -> pa.Table:
+        """Write what is still to do, as a job does, and return the added columns of all rows."""
         run, started = self._run, time.time()
         if run.plan.num_rows:
             from pipelines.build import write_stage  # imports Ray, as the two of `_results`
@@ -120,7 +120,9 @@ class _Work:
                 write(result)
         else:
             write_no_rows(run)
+        added = _of_units(run)  # before they become parts, in whose form rows may have another order
         finish(run, self.shown.counts, self.shown.seconds, started, self.backend, fence)
+        return added
 
     def _results(self) -> Iterator[pa.Table]:
         """Yield the finished pending units."""
@@ -167,7 +169,24 @@ def added_names(run: Run) -> list[str]:
     return list(added_schema(run).names)
 
 
+def _of_units(run: Run) -> pa.Table:
+    units = all_units(OutputFolder.at(run.folder), run.plan.num_units)
+    names = added_names(run)
+    tables = [table.select(names) for table in unit_tables(units, unit_schema(units[0]), names)]
+    return pa.concat_tables(tables).replace_schema_metadata(None)
+
+
 def _read_back(run: Run) -> pa.Table:
+    """Return the added columns of an output that was finished before. Raises ConfigError where its rows are not theirs.
+
+    Partitions have another order, and JSON lines no types.
+    """
+    output = run.job.output
+    if output.partition_by or output.format == "jsonl":
+        raise ConfigError(
+            f"output.path: {output.path} is complete, and its {'partitions' if output.partition_by else 'JSON lines'} "
+            "cannot be put beside the rows of a table again; read it, or set output.on_exists=overwrite to do it anew"
+        )
     files = list_files([run.job.output.path], run.job.output.format)
     plan = plan_units(files, max(files.num_rows, 1))
     units = [read_unit(plan.unit(index), added_names(run)) for index in range(plan.num_units)]

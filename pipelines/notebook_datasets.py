@@ -119,7 +119,7 @@ def _of_output(run: Run, call: Call) -> Dataset:
 def of_dataset(job: Job, dataset: Dataset, progress: bool) -> Dataset:
     """Return somebody's dataset with the task's columns; nothing of it is executed, unless it is to be written."""
     names = dataset.columns(fetch_if_missing=False)
-    schema = pa.schema([pa.field(name, pa.null()) for name in names or []])
+    schema = _types_of(dataset) or pa.schema([pa.field(name, pa.null()) for name in names or []])
     inputs = InputFiles((InputFile(f"dataset-{time.time_ns()}", "arrow", 0, 0, 0, schema),), (), schema)
     run = prepare_on(job, inputs, are_columns_known=names is not None)
     if is_written(job):
@@ -129,6 +129,12 @@ def of_dataset(job: Job, dataset: Dataset, progress: bool) -> Dataset:
     result = on_cpu(_blocks(run, dataset), public)
     session().remember(result, Call.of(run))
     return result
+
+
+def _types_of(dataset: Dataset) -> pa.Schema | None:
+    """Return the types of a dataset's columns where they are known without executing it, and are Arrow's."""
+    known = dataset.schema(fetch_if_missing=False)
+    return known.base_schema if known is not None and isinstance(known.base_schema, pa.Schema) else None
 
 
 def _blocks(run: Run, dataset: Dataset) -> Dataset:

@@ -22,7 +22,8 @@ HOW_IT_IS_RUN = """
     backend: auto, native, vllm or fake, or a dictionary of the settings that a job has in `backend`
     replicas: how many copies of the model, or a dictionary of those in `replicas`; None is what there is room for
     output: a folder; the result is also written there as a job writes it, a call that was cut off goes on from there,
-        and one that was finished is read    on_exists: resume, overwrite or fail
+        and one that was finished is read; or a dictionary of the settings that a job has in `output`, such as
+        {"path": "out", "partition_by": ["label"]}    on_exists: resume, overwrite or fail
     prefix: put before the name of every added column    key: the column that names a row, and that sampling draws from
     columns, format: of a path, which columns are read and kept, and as what
     progress: whether to show it

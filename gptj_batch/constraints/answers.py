@@ -5,7 +5,7 @@ no answer holds it; behind the last answer it ends the continuation. What an ans
 the next: no two answers share a character or are the same text.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from typing import NamedTuple
 
 from gptj_batch.constraints.verbatim import VerbatimConstraint
@@ -50,6 +50,12 @@ class AnswersConstraint:
         self.vocabulary = vocabulary
         self.max_answers = max_answers
         self.max_answer_tokens = max_answer_tokens
+        self._identity = (text, max_answer_tokens, max_answers, self.separator, whole_words, allow_none)
+
+    @property
+    def identity(self) -> Hashable:
+        """Return what is equal for constraints that allow the same, where the vocabulary is the same."""
+        return self._identity
 
     def start(self) -> "AnswersState":
         """Return the state of a sequence that has generated nothing yet."""

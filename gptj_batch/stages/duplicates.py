@@ -15,7 +15,7 @@ Run = Callable[[Sequence[AnyRequest]], list[AnyResult]]
 
 MAX_REMEMBERED_BYTES = 64 * 2**20
 # Roughly what a remembered request takes besides its tokens, and a number of its result.
-ENTRY_BYTES, NUMBER_BYTES = 1024, 36
+ENTRY_BYTES, NUMBER_BYTES, CHAR_BYTES = 1024, 36, 4
 
 
 class Answer(NamedTuple):
@@ -111,11 +111,13 @@ def request_identity(request: AnyRequest) -> Hashable:
         getattr(request, field.name) for field in fields(request) if field.name not in ("key", "prompt_token_ids")
     )
     tokens = array("i", request.prompt_token_ids).tobytes()
-    return (
-        type(request),
-        tokens,
-        *(_decoding(value) if isinstance(value, SamplingParams) else value for value in values),
-    )
+    return (type(request), tokens, *map(_comparable, values))
+
+
+def _comparable(value: Any) -> Hashable:
+    """Return a value that is equal where a request's settings are, also where each row has a constraint of its own."""
+    identity: Hashable = getattr(value, "identity", value)
+    return _decoding(value) if isinstance(value, SamplingParams) else identity
 
 
 def _decoding(sampling: SamplingParams) -> SamplingParams:
@@ -125,4 +127,5 @@ def _decoding(sampling: SamplingParams) -> SamplingParams:
 
 def _num_bytes(name: Any, result: AnyResult) -> int:
     numbers = sum(len(value) for value in vars(result).values() if isinstance(value, tuple | array))
-    return ENTRY_BYTES + len(name[1]) + NUMBER_BYTES * numbers
+    texts = sum(len(part) for value in name if isinstance(value, tuple) for part in value if isinstance(part, str))
+    return ENTRY_BYTES + len(name[1]) + CHAR_BYTES * texts + NUMBER_BYTES * numbers

@@ -63,6 +63,8 @@ class ExtractSettings(Settings):
     """The most tokens of a window, the question's included; null, or more than it has, is the model's context."""
     align_to_words: bool = False
     """Extend an answer to whole words as the tokenizer knows them; does harm where words stand without spaces."""
+    deduplicate: bool = False
+    """Compute rows of the same question and context once, within what a replica remembers."""
 
     @model_validator(mode="before")
     @classmethod
@@ -123,6 +125,11 @@ class ExtractTask:
                 ("windows", pa.list_(window)),
             ]
         )
+
+    @property
+    def deduplicate(self) -> bool:
+        """Say whether rows of the same question and context are computed once."""
+        return self.settings.deduplicate
 
     def prompt(self, record: Mapping[str, Any]) -> tuple[str, str]:
         """Render the question and the context. Raises RecordError."""

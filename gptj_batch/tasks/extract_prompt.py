@@ -67,6 +67,8 @@ class ExtractPromptSettings(Settings):
     """The model may end without an answer, which is null then; an empty context has a null answer."""
     truncate: TruncationSide = "error"
     """A prompt that does not fit: cut at its left or right end, or make it the row's error."""
+    deduplicate: bool = False
+    """Compute rows of the same prompt and context once, within what a replica remembers."""
 
     @property
     def max_new_tokens(self) -> int:
@@ -109,6 +111,11 @@ class ExtractPromptTask:
     def notes_type(self) -> pa.DataType:
         """Return what is remembered of a row: its context."""
         return pa.struct([("context", pa.string())])
+
+    @property
+    def deduplicate(self) -> bool:
+        """Say whether rows of the same prompt and context are computed once."""
+        return self.settings.deduplicate
 
     def prompt(self, record: Mapping[str, Any]) -> str:
         """Render the prompt. Raises RecordError."""

@@ -367,6 +367,25 @@ def test_a_result_that_is_written_is_an_output_like_a_jobs_and_read_the_next_tim
     assert len(pd.read_parquet(output)) == 69
 
 
+@pytest.mark.parametrize("form", [{"partition_by": ["label"]}, {"format": "jsonl"}])
+def test_a_result_may_be_written_in_any_form_and_is_the_same(tmp_path: Path, form: dict[str, Any]) -> None:
+    rows, output = frame().drop(columns="odd"), tmp_path / "out"
+    settings = {"output": {"path": output, **form}}
+    written = by_fake(rows, **settings)
+    pd.testing.assert_frame_equal(written, by_fake(rows))
+    report = run_report(output)
+    assert (report["rows"], report["failed"]) == (70, 0) and (output / "_SUCCESS").exists()
+    if "partition_by" in form:
+        assert {folder.name for folder in output.glob("label=*")} == {f"label={label}" for label in set(written.label)}
+    else:
+        assert pd.read_json(output / "part-00000.jsonl", lines=True).label.tolist() == written.label.tolist()
+    with pytest.raises(ConfigError, match=r"is complete, and its .* cannot be put beside .* on_exists=overwrite"):
+        by_fake(rows, **settings)
+    by_fake(rows, **settings, on_exists="overwrite")
+    dataset = ray.data.from_arrow(pa.Table.from_pandas(rows, preserve_index=False))
+    assert by_fake(dataset, output={"path": tmp_path / "other", **form}).count() == 70
+
+
 def test_a_result_that_is_there_shows_no_progress(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     rows = frame(3).drop(columns="odd")
     settings: dict[str, Any] = {"prompt": TOPIC, "labels": LABELS, "model": "demo", "backend": "fake"}

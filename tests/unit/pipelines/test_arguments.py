@@ -89,3 +89,11 @@ def test_every_setting_of_a_task_stands_in_its_functions_docstring(settings: Any
     (kind,) = get_args(settings.model_fields["kind"].annotation)
     said = getattr(pipelines, kind).__doc__
     assert [name for name in settings.model_fields if name != "kind" and not re.search(rf"\b{name}\b", said)] == []
+
+
+def test_an_output_may_be_all_of_its_block_and_must_say_where() -> None:
+    whole = {"path": Path("out"), "format": "jsonl", "partition_by": ["label"]}
+    output = make_job("classify", None, {**CLASSIFY, "output": whole, "prefix": "x_"}).output
+    assert (output.path, output.format, output.partition_by, output.prefix) == ("out", "jsonl", ("label",), "x_")
+    assert 'a dictionary needs "path"' in said("classify", **CLASSIFY, output={"partition_by": ["label"]})
+    assert "partition_bye" in said("classify", **CLASSIFY, output={"path": "out", "partition_bye": ["label"]})

@@ -4,9 +4,13 @@ from collections.abc import Sequence
 from typing import Any
 
 import pytest
+from tiny_tokenizer import train_tokenizer
 
 from gptj_batch.backends.fake import FakeBackend
+from gptj_batch.constraints.answers import AnswersConstraint
+from gptj_batch.constraints.vocabulary import Vocabulary
 from gptj_batch.errors import BackendError
+from gptj_batch.prompts.tokenizer import Tokenizer
 from gptj_batch.requests import AnyRequest, ClassifyRequest, LabelRequest, Request, SamplingParams
 from gptj_batch.results import AnyResult, Failed, Generated
 from gptj_batch.stages.duplicates import ENTRY_BYTES, Duplicates, request_identity
@@ -72,6 +76,23 @@ def stop(_: Sequence[int]) -> bool:
 )  # fmt: skip
 def test_what_differs_in_anything_is_computed_for_itself(one: AnyRequest, other: AnyRequest) -> None:
     assert request_identity(one) != request_identity(other)
+
+
+def held_to(text: str, **options: Any) -> Request:
+    vocabulary = Vocabulary(Tokenizer(train_tokenizer()))
+    constraint = AnswersConstraint(text, vocabulary, **{"max_answer_tokens": 4, **options})
+    return Request(key="k", prompt_token_ids=[1], sampling=SamplingParams(), constraint=constraint)
+
+
+def test_rows_held_to_the_same_text_are_the_same_and_their_texts_are_counted() -> None:
+    name = request_identity(held_to("the world"))
+    assert name == request_identity(held_to("the world"))
+    others = [held_to("the news"), held_to("the world", max_answer_tokens=3), held_to("the world", allow_none=True)]
+    assert not [other for other in others if request_identity(other) == name]
+    backend, duplicates = Counting(), Duplicates(3 * ENTRY_BYTES)
+    for text in ("w" * 9000, "the world", "w" * 9000):
+        duplicates.run([held_to(text)], lambda requests: backend.run([greedy(r.key, 1) for r in requests]))
+    assert len(backend.asked) == 3, "a long text is forgotten first"
 
 
 @pytest.mark.parametrize(
