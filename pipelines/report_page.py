@@ -1,9 +1,8 @@
 """`report.html`: what a run did and what its columns hold, on one page that needs nothing from elsewhere."""
 
 from collections import Counter
-from contextlib import suppress
 from dataclasses import asdict, dataclass
-from pathlib import Path
+from pathlib import PurePath
 from typing import Any
 
 import numpy as np
@@ -66,7 +65,7 @@ class ColumnFacts:
     bars: tuple[tuple[str, int, float], ...] = ()
 
 
-def page_path(report: Report) -> Path:
+def page_path(report: Report) -> PurePath:
     """Return where the page of a run lies."""
     return OutputFolder.at(report.output).private / "report.html"
 
@@ -79,8 +78,7 @@ def write_page(report: Report) -> None:
     text = page.render(report=asdict(report), facts=_run_facts(report), columns=described)
     with folder.whole_file(page_path(report)) as staged:
         staged.write_text(text, encoding="utf-8")
-    with suppress(OSError):
-        folder.staging.rmdir()  # the run's last file is written
+    folder.store.remove_if_empty(folder.staging)  # the run's last file is written
 
 
 def _run_facts(report: Report) -> list[tuple[str, Any]]:

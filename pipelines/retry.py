@@ -3,7 +3,7 @@
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import PurePath, PurePosixPath
 from typing import Any
 
 import pyarrow as pa
@@ -17,7 +17,8 @@ from gptj_batch.records.retry import KEY, Keys, RetryFolder
 from gptj_batch.stages.read import row_keys
 from gptj_batch.tasks.base import ERROR_COLUMN
 from gptj_batch.tasks.registry import make_task
-from pipelines.config import Job, load_job
+from pipelines.config import Job, check_job
+from pipelines.job_file import apply_overrides, parse_job
 from pipelines.prepare import Run
 from pipelines.report import CONFIG_FILE
 
@@ -37,12 +38,13 @@ class Finished:
     def read(cls, output: str, overrides: Sequence[str] = ()) -> "Finished":
         """Read what made an output. Raises ConfigError where it is none that is complete, OutputError for damage."""
         folder = OutputFolder.at(output)
+        folder.store.check(folder.root)
         fingerprint = load_plan(output)
         if fingerprint is None:
             raise ConfigError(f"{folder.root} is not an output of gptj-batch; name the folder of a finished run")
         if not is_complete(output):
             raise ConfigError(f"{folder.root} has no _SUCCESS: its run has not finished; run that job to its end first")
-        job = load_job(folder.private / CONFIG_FILE, overrides)
+        job = _resolved_job(folder, overrides)
         # as it lies now: it may have been moved, or was named from another folder
         return cls(job=_with_output(job, folder.root), fingerprint=fingerprint)
 
@@ -76,6 +78,11 @@ class Finished:
 
     def check_retryable(self) -> None:
         """Raise ConfigError for an output whose parts do not hold the rows in the input's order, or as they were."""
+        if OutputFolder.at(self.job.output.path).in_bucket:
+            raise ConfigError(
+                f"retry: {self.job.output.path} is in a bucket, where failed rows are not done again in place in this "
+                "version; run the job anew with output.on_exists=overwrite"
+            )
         values = self.job.output.model_dump(mode="json")
         if values.get("format") != "parquet" or values.get("partition_by"):
             raise ConfigError(
@@ -104,7 +111,18 @@ class Finished:
             )
 
 
-def _with_output(job: Job, root: Path) -> Job:
+def _resolved_job(folder: OutputFolder, overrides: Sequence[str]) -> Job:
+    file = folder.private / CONFIG_FILE
+    try:
+        text = folder.store.read(file).decode("utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"job file {file} cannot be read: {error}") from None
+    job = parse_job(text, str(file))
+    apply_overrides(job, overrides)
+    return check_job(job)
+
+
+def _with_output(job: Job, root: PurePath) -> Job:
     values = job.model_dump(mode="json")
     values["output"]["path"] = str(root)
     return Job.model_validate(values)

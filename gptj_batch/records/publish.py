@@ -8,11 +8,10 @@ The steps, each of which may be the last of a process and is done again by the n
 """
 
 import json
-import shutil
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from functools import partial
-from pathlib import Path
+from pathlib import PurePath
 from typing import Any
 
 import pyarrow as pa
@@ -25,7 +24,7 @@ from gptj_batch.records.partitioned import write_partitions
 from gptj_batch.records.unit_files import all_units, unit_schema, unit_tables
 
 
-def publish(output: str | Path, num_units: int, form: PartForm, num_rows: int | None = None) -> list[str]:
+def publish(output: str | PurePath, num_units: int, form: PartForm, num_rows: int | None = None) -> list[str]:
     """Make parts of the units, in the order of the rows, write `_SUCCESS`, and return the parts' names.
 
     num_rows: what the run should have; another sum of the parts stops the publication
@@ -43,30 +42,32 @@ def publish(output: str | Path, num_units: int, form: PartForm, num_rows: int | 
         _remove_other_parts(folder, written)
         _write_success(folder, written, form)
     for leftover in (folder.units, folder.staging):
-        shutil.rmtree(leftover, ignore_errors=True)  # a file that cannot be removed does no harm there
+        with suppress(OSError):  # a file that cannot be removed does no harm there
+            folder.store.remove(leftover)
     return [_name(folder, part) for part in folder.parts()]
 
 
-def success_path(output: str | Path) -> Path:
+def success_path(output: str | PurePath) -> PurePath:
     """Return the file whose presence says that the output is complete."""
     return OutputFolder.at(output).success
 
 
-def is_complete(output: str | Path) -> bool:
+def is_complete(output: str | PurePath) -> bool:
     """Return True when the output is complete."""
-    return success_path(output).exists()
+    folder = OutputFolder.at(output)
+    return folder.store.exists(folder.success)
 
 
-def published_form(output: str | Path) -> dict[str, Any] | None:
+def published_form(output: str | PurePath) -> dict[str, Any] | None:
     """Return what `PartForm.facts` said of the finished output; None where it is not finished, or does not say."""
     try:
-        form = json.loads(success_path(output).read_text(encoding="utf-8"))["form"]
+        form = json.loads(OutputFolder.at(output).store.read(success_path(output)))["form"]
     except (OSError, ValueError, KeyError, TypeError):
         return None
     return form if isinstance(form, dict) else None
 
 
-def _write_parts(folder: OutputFolder, units: Sequence[Path], form: PartForm) -> dict[Path, int]:
+def _write_parts(folder: OutputFolder, units: Sequence[PurePath], form: PartForm) -> dict[PurePath, int]:
     """Write all parts and return them with their numbers of rows."""
     schema = unit_schema(units[0])
     if form.partition_by and (written := write_partitions(folder, units, schema, form)):
@@ -75,7 +76,9 @@ def _write_parts(folder: OutputFolder, units: Sequence[Path], form: PartForm) ->
     return _write_series(folder, units, schema, form)
 
 
-def _write_series(folder: OutputFolder, units: Sequence[Path], schema: pa.Schema, form: PartForm) -> dict[Path, int]:
+def _write_series(
+    folder: OutputFolder, units: Sequence[PurePath], schema: pa.Schema, form: PartForm
+) -> dict[PurePath, int]:
     series = PartSeries(folder, partial(folder.part, max_parts=len(units), ending=form.ending), schema, form)
     with ExitStack() as unfinished:
         unfinished.push(series.leave_nothing)
@@ -84,21 +87,21 @@ def _write_series(folder: OutputFolder, units: Sequence[Path], schema: pa.Schema
         return series.finish()
 
 
-def _remove_other_parts(folder: OutputFolder, parts: Mapping[Path, int]) -> None:
+def _remove_other_parts(folder: OutputFolder, parts: Mapping[PurePath, int]) -> None:
     for stale in set(folder.parts()) - set(parts):
         try:
-            stale.unlink()
+            folder.store.remove(stale)
         except OSError as error:
             raise not_written(stale, error) from error
     folder.remove_empty_partitions()
 
 
-def _write_success(folder: OutputFolder, parts: Mapping[Path, int], form: PartForm) -> None:
+def _write_success(folder: OutputFolder, parts: Mapping[PurePath, int], form: PartForm) -> None:
     rows = {_name(folder, part): rows for part, rows in parts.items()}
     facts = {"rows": sum(parts.values()), "form": form.facts(), "parts": rows}
     with folder.whole_file(folder.success) as staged:
         staged.write_text(json.dumps(facts) + "\n", encoding="utf-8")
 
 
-def _name(folder: OutputFolder, part: Path) -> str:
+def _name(folder: OutputFolder, part: PurePath) -> str:
     return part.relative_to(folder.root).as_posix()

@@ -36,7 +36,7 @@ class RetryFolder:
 
     def __init__(self, output: str | Path) -> None:
         self._folder = OutputFolder.at(output)
-        self._root = self._folder.private / "retry"
+        self._root = Path(self._folder.private) / "retry"  # of an output in a bucket, nothing is done again
 
     @property
     def rows(self) -> Path:
@@ -68,7 +68,7 @@ class RetryFolder:
         shutil.rmtree(self._root, ignore_errors=True)  # what an earlier retry could not remove
         try:
             staged.mkdir(parents=True)
-            for number, part in enumerate(self._folder.parts()):
+            for number, part in enumerate(map(Path, self._folder.parts())):
                 with _open(part) as file:
                     failed = [
                         _failed_rows(table, part.name, start, added, error_column, keys, first_row)
@@ -94,13 +94,13 @@ class RetryFolder:
         """
         for name, done in self._done([ROW, *added]):
             check()
-            self._rewrite(self._folder.root / name, done, added, compression)
+            self._rewrite(Path(self._folder.root) / name, done, added, compression)
 
     def _done(self, columns: Sequence[str]) -> Iterator[tuple[str, pa.Table]]:
         """Yield the name of every part that has retried rows, with these rows, in their order."""
         waiting: list[pa.Table] = []
         name = ""
-        for file in OutputFolder.at(self.output).parts():
+        for file in map(Path, OutputFolder.at(self.output).parts()):
             with _open(file) as opened:
                 for table, _ in _row_groups(opened, file, [PART, *columns]):
                     for run in _runs_of_equals(table.column(PART)):
