@@ -48,9 +48,14 @@ def _reason(error: Exception) -> str:
     said = [match[1].strip() for match in (status, code) if match]
     if any(word in text.partition("Debug source")[0] for word in _ROLES) and not code:
         return "no credentials were found in the environment, and no role answers"
-    if "error sending request" in text or "HTTP error" in text:
+    if is_cut_off(error):
         said.append("the connection failed or was cut off")
     return ", ".join(said) or type(error).__name__
+
+
+def is_cut_off(error: Exception) -> bool:
+    """Say whether it was the connection, and not the service's answer."""
+    return "error sending request" in str(error) or "HTTP error" in str(error)
 
 
 def cannot_be_used(root: PurePath, error: OSError) -> str:

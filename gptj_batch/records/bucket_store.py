@@ -15,16 +15,16 @@ import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from datetime import timedelta
-from functools import lru_cache
+from functools import lru_cache, partial
 from itertools import takewhile
 from pathlib import Path, PurePath
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import obstore
-from obstore.exceptions import AlreadyExistsError, PreconditionError
+from obstore.exceptions import AlreadyExistsError, GenericError, PreconditionError
 
 from gptj_batch.errors import ConfigError
-from gptj_batch.records.bucket_errors import as_os_errors, cannot_be_used
+from gptj_batch.records.bucket_errors import as_os_errors, cannot_be_used, is_cut_off
 from gptj_batch.records.store import BucketPath, Listing
 
 if TYPE_CHECKING:
@@ -47,6 +47,7 @@ _CLIENT: "ClientConfig" = {
     "timeout": timedelta(seconds=60),
 }
 _TRIES = 4
+_T = TypeVar("_T")
 
 
 class BucketStore:
@@ -138,8 +139,7 @@ class BucketStore:
 
     def read(self, path: PurePath) -> bytes:
         """Return the object's bytes."""
-        with as_os_errors("GET", path):
-            return bytes(obstore.get(self._client, _key(path)).bytes())
+        return _asked("GET", path, lambda: bytes(obstore.get(self._client, _key(path)).bytes()))
 
     def source(self, path: PurePath) -> io.BufferedReader:
         """Return an open file that fetches what is read of it."""
@@ -158,13 +158,12 @@ class BucketStore:
 
     def is_folder(self, path: PurePath) -> bool:
         """Tell whether anything has a name below it."""
-        with as_os_errors("LIST", path):
-            return any(len(page) for page in obstore.list(self._client, f"{_key(path)}/", chunk_size=1))
+        pages = partial(obstore.list, self._client, f"{_key(path)}/", chunk_size=1)
+        return _asked("LIST", path, lambda: any(len(page) for page in pages()))
 
     def names(self, folder: PurePath) -> list[str]:
         """Return the names of the objects and folders in a folder."""
-        with as_os_errors("LIST", folder):
-            found = obstore.list_with_delimiter(self._client, f"{_key(folder)}/")
+        found = _asked("LIST", folder, lambda: obstore.list_with_delimiter(self._client, f"{_key(folder)}/"))
         inside = [*found["common_prefixes"], *(each["path"] for each in found["objects"])]
         if not inside:
             raise FileNotFoundError(f"{folder} holds nothing")
@@ -188,13 +187,21 @@ class BucketStore:
         yield from self._keys(root, f"{root}/{skipped}\U0010ffff")
 
     def _keys(self, root: str, offset: str | None) -> Iterator[str]:
-        for page in obstore.list(self._client, f"{root}/", offset=offset, chunk_size=1000):
-            yield from (each["path"].removeprefix(f"{root}/") for each in page)
+        for left in reversed(range(_TRIES)):
+            try:
+                for page in obstore.list(self._client, f"{root}/", offset=offset, chunk_size=1000):
+                    for each in page:
+                        offset = each["path"]
+                        yield offset.removeprefix(f"{root}/")
+                return
+            except GenericError as error:  # a reply cut off in its middle, which obstore does not ask for again
+                if not (left and is_cut_off(error)):
+                    raise
 
     def remove(self, path: PurePath) -> None:
         """Delete the object, and all whose names are below it."""
         with as_os_errors("DELETE", path):
-            keys = [each["path"] for page in obstore.list(self._client, f"{_key(path)}/") for each in page]
+            keys = [f"{_key(path)}/{key}" for key in self._keys(_key(path), None)]
             obstore.delete(self._client, [*keys, _key(path)])
 
     def remove_if_empty(self, folder: PurePath) -> None:
@@ -228,11 +235,23 @@ class _ObjectReader(io.RawIOBase):
     def readinto(self, buffer: Any) -> int:
         length = max(min(len(buffer), self._size - self._place), 0)
         if length:
-            with as_os_errors("GET", self._path):
-                found = obstore.get_range(self._client, _key(self._path), start=self._place, length=length)
+            fetch = partial(obstore.get_range, self._client, _key(self._path), start=self._place, length=length)
+            found = _asked("GET", self._path, fetch)
             buffer[:length] = memoryview(found)
             self._place += length
         return length
+
+
+def _asked(action: str, path: PurePath, ask: Callable[[], _T]) -> _T:
+    """Return the answer to a question, asked again where its reply was cut off in the middle."""
+    with as_os_errors(action, path):
+        for _ in range(_TRIES - 1):
+            try:
+                return ask()
+            except GenericError as error:
+                if not is_cut_off(error):
+                    raise
+        return ask()
 
 
 def _key(path: PurePath) -> str:

@@ -1,8 +1,8 @@
 """The lease on an output: one run at a time writes there, and a run that died keeps nobody out.
 
 Each holder has a file of its own, `lease-<epoch>.json`; the highest epoch counts. It is created whole and exclusively,
-as a hard link or by a conditional PUT, so that of two runs that want an epoch one gets it. No lock of the file system is
-used, since some mounted ones have none. The holder touches its file every few seconds. How old a file is, is the
+as a hard link or by a conditional PUT, so that of two runs that want an epoch one gets it. No lock of the file system
+is used, since some mounted ones have none. The holder touches its file every few seconds. How old a file is, is the
 difference of two times of the same store, so that the clocks of machines need not agree.
 
 A lease is taken over at once where its process is gone from this machine, and else when it was not touched for long. A
@@ -63,8 +63,8 @@ class Holder:
 
     @property
     def is_gone(self) -> bool:
-        """Say whether it is known that the process has ended: False for one of another machine."""
-        return self.machine == _machine() and _started(self.pid) != self.started
+        """Say whether it is known that the lease was given back, or its process has ended on this machine."""
+        return not self.token or (self.machine == _machine() and _started(self.pid) != self.started)
 
 
 @dataclass(frozen=True)
@@ -116,7 +116,10 @@ class Lease:
         # Only a file that is still ours is removed: another run may have come to the same epoch since.
         with suppress(OSError, OutputInUseError):
             self.fence.check()
-            self._store.remove(self._path)
+            try:
+                self._store.remove(self._path)
+            except OSError:  # a bucket may let a run write and not delete
+                self._store.write(self._path, json.dumps({**json.loads(self._note), "token": ""}).encode())
 
     def check(self) -> None:
         """Raise OutputInUseError where the lease is lost; see `Fence.check`."""
