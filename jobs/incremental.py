@@ -64,7 +64,7 @@ def run_incremental(
 def _check_owner(job: Job) -> None:
     """Raise ConfigError where the output is there and incremental runs do not keep it."""
     path, folder = job.output.path, OutputFolder.at(job.output.path)
-    has_results = folder.plan.exists() or folder.success.exists() or bool(folder.parts())
+    has_results = folder.store.exists(folder.plan) or folder.store.exists(folder.success) or bool(folder.parts())
     is_other = contents(path) == "foreign" or (contents(path) == "ours" and has_results)
     if is_other and not is_incremental(path):
         raise ConfigError(

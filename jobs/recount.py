@@ -51,7 +51,7 @@ def _recount(output: str) -> Recount:
     run = prepare(finished.job)
     folder = OutputFolder.at(finished.job.output.path)
     problems = [f"the input is another now: {change}" for change in _input_changes(finished, run)]
-    promised = json.loads(folder.success.read_text(encoding="utf-8"))["parts"]
+    promised = json.loads(folder.store.read(folder.success))["parts"]
     rows_out = 0
     present = {part.relative_to(folder.root).as_posix(): part for part in folder.parts()}
     problems += [f"{name} is not in _SUCCESS" for name in sorted(present.keys() - promised.keys())]

@@ -17,6 +17,7 @@ def remake_report(output: str) -> int:
     Raises ConfigError for a folder that holds no run.
     """
     folder = OutputFolder.at(output)
+    folder.store.check(folder.root)
     if contents(output) != "ours":
         raise ConfigError(f"{folder.root} is no output of gptj-batch; give the folder that a run wrote")
     report = read_report(output)

@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 
 from gptj_batch.errors import ConfigError, GPTJBatchError, OutputInUseError
 from gptj_batch.records.attempts import Attempts
-from gptj_batch.records.beside import change_places, settle
+from gptj_batch.records.beside import change_places, recover
 from gptj_batch.records.lease import Fence, take_lease
 from gptj_batch.records.output import OutputFolder
 from gptj_batch.records.publish import is_complete
@@ -79,8 +79,7 @@ def complete(run: Run, address: str | None = None, limits: TimeLimits | None = N
     for file in run.inputs.skipped:
         print(f"skipped: {file}", file=sys.stderr)
     output = run.job.output.path
-    if not OutputFolder.at(output).root.exists():
-        settle(output)  # an overwriting run may have ended while it was neither the old nor the new one
+    recover(output)
     report = _finished(run)
     if report is not None:
         return report
@@ -111,7 +110,9 @@ def _finished(run: Run) -> Report | None:
     print(f"Nothing to do: {path} is complete.", file=sys.stderr)
     # by this job's limit, which may be another one than that of the run that made it
     report = report.judged(run.job.errors)
-    if not page_path(report).exists():  # the run that made it was cut off between its last two steps
+    if not OutputFolder.at(path).store.exists(
+        page_path(report)
+    ):  # the run that made it was cut off between its last two steps
         write_page(report)
     return report
 

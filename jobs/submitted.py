@@ -139,7 +139,7 @@ def description(details: "JobDetails") -> list[str]:
         ("output", metadata.get("output")),
     ]
     output = metadata.get("output", "")
-    if output and "://" not in output and (OutputFolder.at(output).private / "run.json").exists():
+    if output and "://" not in output and (Path(OutputFolder.at(output).private) / "run.json").exists():
         facts.append(("report", OutputFolder.at(output).private / "run.json"))
     return [f"{name + ':':11}{value}" for name, value in facts if value is not None]
 

@@ -7,9 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from gptj_batch.records.beside import change_places, settle
+from gptj_batch.records.beside import change_places, recover
 from gptj_batch.records.lease import Fence, take_lease
-from gptj_batch.records.output import OutputFolder
 from gptj_batch.records.publish import is_complete
 from pipelines.prepare import Run, check_output, claim_output, placed
 
@@ -39,8 +38,7 @@ def claimed(run: Run) -> Iterator[Claim]:
     has it.
     """
     output, nothing = run.job.output.path, np.zeros(0, dtype=np.int32)
-    if not OutputFolder.at(output).root.exists():
-        settle(output)  # an overwriting run may have ended while it was neither the old nor the new one
+    recover(output)
     check_output(run)
     if run.job.output.on_exists != "overwrite" and is_complete(output):
         claim_output(run)

@@ -121,13 +121,13 @@ class Ledger:
 
 def is_incremental(output: str | Path) -> bool:
     """Tell whether incremental runs keep an output."""
-    private = OutputFolder.at(output).private
-    return (private / _FOLDER).is_dir() or (private / _RUNS).is_dir()
+    folder = OutputFolder.at(output)
+    return any(folder.store.is_folder(folder.private / name) for name in (_FOLDER, _RUNS))
 
 
 def runs_folder(output: str | Path) -> Path:
     """Return the folder of the runs that are not finished, or whose parts lie with all others."""
-    return OutputFolder.at(output).private / _RUNS
+    return Path(OutputFolder.at(output).private) / _RUNS
 
 
 def read_ledger(output: str | Path) -> Ledger:
@@ -153,7 +153,7 @@ def append(output: str | Path, entry: Entry) -> None:
     Raises OutputError, and OutputInUseError where another run has added one of this number.
     """
     folder = OutputFolder.at(output)
-    final = folder.private / _FOLDER / f"{entry.number:08d}.json"
+    final = Path(folder.private) / _FOLDER / f"{entry.number:08d}.json"
     staged = final.with_name(f".{final.name}-{uuid4().hex}")
     text = json.dumps(asdict(entry), indent=1, ensure_ascii=False) + "\n"
     try:
@@ -187,7 +187,7 @@ def _appear(staged: Path, final: Path) -> None:
 
 
 def _entry_files(output: str | Path) -> Sequence[Path]:
-    return sorted(_entries(OutputFolder.at(output).private / _FOLDER), key=lambda file: int(file.stem))
+    return sorted(_entries(Path(OutputFolder.at(output).private) / _FOLDER), key=lambda file: int(file.stem))
 
 
 def _entries(folder: Path) -> Iterator[Path]:

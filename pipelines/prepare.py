@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import takewhile
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
 import numpy as np
@@ -157,7 +157,11 @@ def unit_rows(num_rows: int) -> int:
 def check_apart(job: Job) -> None:
     """Raise ConfigError where overwriting the output would remove input, or the next run would read the output."""
     output = job.output.path
-    root = OutputFolder.at(output).root.resolve()
+    folder = OutputFolder.at(output)
+    if folder.in_bucket:
+        _check_apart_in_bucket(input_paths(job), folder)
+        return
+    root = Path(folder.root).resolve()
     for path in input_paths(job):
         local = Path(path.removeprefix("file://")).expanduser()
         if "://" in path.removeprefix("file://"):
@@ -169,6 +173,20 @@ def check_apart(job: Job) -> None:
         if base == local.resolve() and between and not any(part[0] in "._" for part in between):
             raise ConfigError(
                 f"output.path: {output} lies in the input {path}, whose next run would read it; choose another"
+            )
+
+
+def _check_apart_in_bucket(paths: Sequence[str], folder: OutputFolder) -> None:
+    root = folder.root
+    for path in paths:
+        base = PurePosixPath(*takewhile(lambda part: not set("*?[") & set(part), PurePosixPath(path).parts))
+        place = PurePosixPath(*root.parts)
+        if place in (base, *base.parents):
+            raise ConfigError(f"output.path: {root} holds the input {path}; choose another output.path")
+        between = place.relative_to(base).parts if base in place.parents else ()
+        if base == PurePosixPath(path) and between and not any(part[0] in "._" for part in between):
+            raise ConfigError(
+                f"output.path: {root} lies in the input {path}, whose next run would read it; choose another"
             )
 
 

@@ -29,4 +29,4 @@ def last_profile(output: str, ledger: Ledger, min_rows: int) -> Profile | None:
 
 
 def _file(folder: OutputFolder, run: str) -> Path:
-    return folder.private / "profiles" / f"{run}.json"
+    return Path(folder.private) / "profiles" / f"{run}.json"

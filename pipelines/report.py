@@ -7,7 +7,6 @@ import time
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from importlib import metadata
-from pathlib import Path
 from typing import Any
 
 import gptj_batch
@@ -197,17 +196,18 @@ def write_report(run: Run, report: Report) -> None:
 
 def read_report(output: str) -> Report | None:
     """Return the report of a finished output; None where there is none that can be read."""
-    file: Path = OutputFolder.at(output).private / RUN_FILE
+    folder = OutputFolder.at(output)
     try:
-        return Report(**json.loads(file.read_text(encoding="utf-8")))
+        return Report(**json.loads(folder.store.read(folder.private / RUN_FILE)))
     except (OSError, ValueError, TypeError):
         return None
 
 
 def read_failure(output: str) -> dict[str, Any] | None:
     """Return what `write_failure` left; None where there is nothing that can be read."""
+    folder = OutputFolder.at(output)
     try:
-        failure = json.loads((OutputFolder.at(output).private / RUN_FILE).read_text(encoding="utf-8"))
+        failure = json.loads(folder.store.read(folder.private / RUN_FILE))
     except (OSError, ValueError):
         return None
     return (

@@ -2,9 +2,8 @@
 
 from collections import Counter
 from collections.abc import Mapping
-from contextlib import suppress
 from dataclasses import asdict, dataclass
-from pathlib import Path
+from pathlib import PurePath
 from typing import Any
 
 import numpy as np
@@ -82,7 +81,7 @@ class ColumnFacts:
     bars: tuple[tuple[str, int, float], ...] = ()
 
 
-def page_path(report: Report) -> Path:
+def page_path(report: Report) -> PurePath:
     """Return where the page of a run lies."""
     return OutputFolder.at(report.output).private / "report.html"
 
@@ -101,8 +100,7 @@ def write_page(report: Report, folder_of_run: str | None = None, drift: Drift | 
     text = page.render(report=asdict(report), facts=_run_facts(report), columns=described, drift=shown)
     with folder.whole_file(folder.private / "report.html") as staged:
         staged.write_text(text, encoding="utf-8")
-    with suppress(OSError):
-        folder.staging.rmdir()  # the run's last file is written
+    folder.store.remove_if_empty(folder.staging)  # the run's last file is written
 
 
 def _few(spread: Mapping[str, float]) -> list[tuple[str, float]]:

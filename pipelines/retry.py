@@ -3,7 +3,7 @@
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import PurePath, PurePosixPath
 from typing import Any
 
 import pyarrow as pa
@@ -20,7 +20,8 @@ from gptj_batch.records.schema import name_list
 from gptj_batch.stages.read import row_keys
 from gptj_batch.tasks.base import ERROR_COLUMN
 from gptj_batch.tasks.registry import make_task
-from pipelines.config import Job, load_job
+from pipelines.config import Job, check_job
+from pipelines.job_file import apply_overrides, parse_job
 from pipelines.ledger import is_incremental
 from pipelines.prepare import Run, prepare
 from pipelines.report import CONFIG_FILE
@@ -41,6 +42,7 @@ class Finished:
     def read(cls, output: str, overrides: Sequence[str] = ()) -> "Finished":
         """Read what made an output. Raises ConfigError where it is none that is complete, OutputError for damage."""
         folder = OutputFolder.at(output)
+        folder.store.check(folder.root)
         if is_incremental(output):
             raise ConfigError(
                 f"{folder.root} is kept by incremental runs; name one of them, such as {folder.root}/run=<time> (with "
@@ -51,7 +53,7 @@ class Finished:
             raise ConfigError(f"{folder.root} is not an output of gptj-batch; name the folder of a finished run")
         if not is_complete(output):
             raise ConfigError(f"{folder.root} has no _SUCCESS: its run has not finished; run that job to its end first")
-        job = load_job(folder.private / CONFIG_FILE, overrides)
+        job = _resolved_job(folder, overrides)
         # as it lies now: it may have been moved, or was named from another folder
         return cls(job=_with_output(job, folder.root), fingerprint=fingerprint)
 
@@ -84,7 +86,15 @@ class Finished:
         return keys
 
     def check_retryable(self) -> None:
-        """Raise ConfigError for partitions by what the task added: a row that is done would move to another folder."""
+        """Raise ConfigError for an output in a bucket, and for partitions by what the task added.
+
+        A row of such a partition that is done would move to another folder.
+        """
+        if OutputFolder.at(self.job.output.path).in_bucket:
+            raise ConfigError(
+                f"retry: {self.job.output.path} is in a bucket, where failed rows are not done again in place in this "
+                "version; run the job anew with output.on_exists=overwrite"
+            )
         if moving := [name for name in self.job.output.partition_by if name in self.added_columns()]:
             raise ConfigError(
                 f"retry: output.partition_by has {name_list(moving)}, which the task adds, so that rows which are done "
@@ -136,7 +146,18 @@ class Finished:
             )
 
 
-def _with_output(job: Job, root: Path) -> Job:
+def _resolved_job(folder: OutputFolder, overrides: Sequence[str]) -> Job:
+    file = folder.private / CONFIG_FILE
+    try:
+        text = folder.store.read(file).decode("utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"job file {file} cannot be read: {error}") from None
+    job = parse_job(text, str(file))
+    apply_overrides(job, overrides)
+    return check_job(job)
+
+
+def _with_output(job: Job, root: PurePath) -> Job:
     values = job.model_dump(mode="json")
     values["output"]["path"] = str(root)
     return Job.model_validate(values)

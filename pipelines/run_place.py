@@ -81,7 +81,7 @@ def write_todo(output: str, run: str, todo: Mapping[str, Any]) -> None:
 
 def read_todo(output: str, run: str) -> dict[str, Any] | None:
     """Return what `write_todo` wrote; None where it was cut off before, or cannot be read."""
-    file = OutputFolder.at(work_folder(output, run)).private / TODO_FILE
+    file = Path(OutputFolder.at(work_folder(output, run)).private) / TODO_FILE
     try:
         todo = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -113,13 +113,12 @@ def settle(output: str, ledger: Ledger) -> None:
 def _show(folder: OutputFolder, made: OutputFolder) -> None:
     """Let the output's own report be that of its last run."""
     for name in _SHOWN:
-        if (file := made.private / name).is_file():
+        if (file := Path(made.private) / name).is_file():
             with folder.whole_file(folder.private / name) as staged:
                 shutil.copyfile(file, staged)
         else:
-            (folder.private / name).unlink(missing_ok=True)
-    with suppress(OSError):
-        folder.staging.rmdir()
+            folder.store.remove(folder.private / name)
+    folder.store.remove_if_empty(folder.staging)
 
 
 def _place(folder: OutputFolder, made: OutputFolder, entry: Entry) -> None:
@@ -129,19 +128,19 @@ def _place(folder: OutputFolder, made: OutputFolder, entry: Entry) -> None:
             raise OutputError(
                 f"output.path: {target} is there and is not the run's own; move it away and run the job again"
             )
-        made.root.rename(target)
+        Path(made.root).rename(target)
         return
     for part in made.parts():
         (name,) = final_names([part.relative_to(made.root).as_posix()], entry.run, entry.layout)
-        final = folder.root / name
+        final = Path(folder.root) / name
         final.parent.mkdir(parents=True, exist_ok=True)
-        part.replace(final)
+        Path(part).replace(final)
     made.remove_empty_partitions()
 
 
 def _remove(folder: OutputFolder, parts: Sequence[str]) -> None:
     for part in parts:
-        path = folder.root / part
+        path = Path(folder.root) / part
         path.unlink(missing_ok=True)
         with suppress(OSError):  # others are in it
             if path.parent != folder.root:

@@ -5,16 +5,15 @@ note that another process left behind says that this process ended in the middle
 """
 
 import json
-import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from pathlib import Path
+from pathlib import PurePath
 from typing import Any
-from uuid import uuid4
 
 from gptj_batch.errors import OutputError
 from gptj_batch.records.output import OutputFolder, not_written
+from gptj_batch.records.store import Store
 
 # How often a row must have ended its process all by itself until it is left out: once may be a machine that went away.
 ENDINGS_OF_A_DEADLY_ROW = 2
@@ -107,70 +106,76 @@ class Attempts:
             "endings": [[piece.start, piece.stop, how] for piece, how in history.endings],
         }
         file = self._file(unit)
-        staged = file.with_name(f".{file.name}-{uuid4().hex}")
         try:
-            file.parent.mkdir(parents=True, exist_ok=True)
-            staged.write_text(json.dumps(note), encoding="utf-8")
-            staged.replace(file)
+            self._store.write(file, json.dumps(note).encode())
         except OSError as error:
-            with suppress(OSError):
-                staged.unlink(missing_ok=True)
             raise not_written(file, error) from error
 
     def finish(self, unit: int) -> None:
         """Forget a unit that is done."""
         with suppress(OSError):
-            self._file(unit).unlink(missing_ok=True)
+            self._store.remove(self._file(unit))
 
     def note_deadly_row(self, unit: int, row: int) -> int:
         """Note that a row was left out for ending its process, and return how many there are. Raises OutputError."""
         file = self._folder / f"deadly-{unit:08d}-{row:06d}"
         try:
-            file.touch()
-            return sum(path.name.startswith("deadly-") for path in self._folder.iterdir())
+            self._store.write(file, b"")
+            return sum(name.startswith("deadly-") for name in self._store.names(self._folder))
         except OSError as error:
             raise not_written(file, error) from error
 
     def note_success(self) -> None:
         """Note that rows were done: not everything that is tried ends its process."""
         with suppress(OSError):
-            (self._folder / "success").touch()
+            self._store.write(self._folder / "success", b"")
 
     @property
     def has_success(self) -> bool:
         """Say whether any row was done."""
         folder = OutputFolder.at(self.output)
-        return (self._folder / "success").exists() or bool(folder.unit_indices())
+        return self._store.exists(self._folder / "success") or bool(folder.unit_indices())
 
     def forget_running(self) -> None:
         """Take back what is noted as running: a run that stops on purpose has nobody to blame for it."""
-        for file in sorted(self._folder.glob("unit-*.json")):
+        for file in self._notes():
             note = self._load(file)
             if note.get("run") != self.run:
                 continue
             if not note.get("endings"):
                 with suppress(OSError):
-                    file.unlink()
+                    self._store.remove(file)
             else:
                 unit = int(file.stem.partition("-")[2])
                 with suppress(OutputError):
                     self.note(unit, note.get("replica", ""), _history(note), None)
-        for folder in self._folder.glob("*/") if not self.stage else ():
+        for folder, _ in self._store.walk(self._folder, lambda name: True)[1:] if not self.stage else ():
             self.of_stage(folder.name).forget_running()
 
     @property
-    def _folder(self) -> Path:
+    def _store(self) -> Store:
+        return OutputFolder.at(self.output).store
+
+    @property
+    def _folder(self) -> PurePath:
         return OutputFolder.at(self.output).private / _FOLDER / self.stage
 
-    def _file(self, unit: int) -> Path:
+    def _file(self, unit: int) -> PurePath:
         return self._folder / f"unit-{unit:08d}.json"
+
+    def _notes(self) -> list[PurePath]:
+        try:
+            names = self._store.names(self._folder)
+        except OSError:
+            return []
+        return [self._folder / name for name in names if name.startswith("unit-") and name.endswith(".json")]
 
     def _read(self, unit: int) -> dict[str, Any]:
         return self._load(self._file(unit))
 
-    def _load(self, file: Path) -> dict[str, Any]:
+    def _load(self, file: PurePath) -> dict[str, Any]:
         try:
-            note = json.loads(file.read_text(encoding="utf-8"))
+            note = json.loads(self._store.read(file))
         except (OSError, ValueError):
             return {}
         return note if isinstance(note, dict) else {}
@@ -188,9 +193,11 @@ class Attempts:
         return history.with_ending(Piece(*running), UNKNOWN)
 
 
-def forget_attempts(output: str | Path) -> None:
+def forget_attempts(output: str | PurePath) -> None:
     """Remove the notes of an output that is complete."""
-    shutil.rmtree(OutputFolder.at(output).private / _FOLDER, ignore_errors=True)
+    folder = OutputFolder.at(output)
+    with suppress(OSError):
+        folder.store.remove(folder.private / _FOLDER)
 
 
 def _history(note: Mapping[str, Any]) -> History:

@@ -1,9 +1,9 @@
 """The lease on an output: one run at a time writes there, and a run that died keeps nobody out.
 
 Each holder has a file of its own, `lease-<epoch>.json`; the highest epoch counts. It is created whole and exclusively,
-as a hard link, so that of two runs that want an epoch one gets it. No lock of the file system is used, since some
-mounted ones have none. The holder touches its file every few seconds. How old a file is, is the difference of two times
-of the same file system, so that the clocks of machines need not agree.
+as a hard link or by a conditional PUT, so that of two runs that want an epoch one gets it. No lock of the file system
+is used, since some mounted ones have none. The holder touches its file every few seconds. How old a file is, is the
+difference of two times of the same store, so that the clocks of machines need not agree.
 
 A lease is taken over at once where its process is gone from this machine, and else when it was not touched for long. A
 holder that was only asleep finds a higher epoch when it wakes (`Fence.check`), and writes nothing any more.
@@ -18,7 +18,7 @@ import time
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass, fields
-from pathlib import Path
+from pathlib import Path, PurePath
 from types import TracebackType
 from typing import Self
 from uuid import uuid4
@@ -63,8 +63,8 @@ class Holder:
 
     @property
     def is_gone(self) -> bool:
-        """Say whether it is known that the process has ended: False for one of another machine."""
-        return self.machine == _machine() and _started(self.pid) != self.started
+        """Say whether it is known that the lease was given back, or its process has ended on this machine."""
+        return not self.token or (self.machine == _machine() and _started(self.pid) != self.started)
 
 
 @dataclass(frozen=True)
@@ -80,10 +80,10 @@ class Fence:
         folder = OutputFolder.at(self.output)
         newest = _newest_epoch(folder)
         if newest == self.epoch:
-            holder = _read(_path(folder, self.epoch))
+            holder = _read(folder, self.epoch)
             if holder is not None and holder.token == self.token:
                 return
-        taker = _read(_path(folder, newest)) if newest is not None else None
+        taker = _read(folder, newest) if newest is not None else None
         who = (
             f"by a run on host {taker.host}, process {taker.pid}, at {taker.since}" if taker else "and has ended since"
         )
@@ -96,9 +96,10 @@ class Fence:
 class Lease:
     """A lease that is held until it is left; a thread keeps it alive."""
 
-    def __init__(self, fence: Fence, expiry_s: float) -> None:
+    def __init__(self, fence: Fence, note: bytes, expiry_s: float) -> None:
         self.fence = fence
-        self._path = _path(OutputFolder.at(fence.output), fence.epoch)
+        folder = OutputFolder.at(fence.output)
+        self._store, self._path, self._note = folder.store, _path(folder, fence.epoch), note
         self._pause_s = expiry_s / _TOUCHES_PER_EXPIRY
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._keep, name="gptj-batch-lease", daemon=True)
@@ -115,7 +116,10 @@ class Lease:
         # Only a file that is still ours is removed: another run may have come to the same epoch since.
         with suppress(OSError, OutputInUseError):
             self.fence.check()
-            self._path.unlink()
+            try:
+                self._store.remove(self._path)
+            except OSError:  # a bucket may let a run write and not delete
+                self._store.write(self._path, json.dumps({**json.loads(self._note), "token": ""}).encode())
 
     def check(self) -> None:
         """Raise OutputInUseError where the lease is lost; see `Fence.check`."""
@@ -125,48 +129,44 @@ class Lease:
         while not self._over.wait(self._pause_s):
             try:
                 self.fence.check()
-                os.utime(self._path)
+                self._store.touch(self._path, self._note)
             except OutputInUseError:
                 return
             except OSError:  # a server that does not answer now may do so at the next time
                 continue
 
 
-def take_lease(output: str | Path, expiry_s: float = EXPIRY_S) -> Lease:
+def take_lease(output: str | PurePath, expiry_s: float = EXPIRY_S) -> Lease:
     """Take the lease on an output, to be used in a `with` statement.
 
     Raises OutputInUseError, naming host, process and since when, where a run that is alive has it.
     """
     folder = OutputFolder.at(output)
     holder = Holder.this_process()
-    staged = folder.private / f"{_STAGED}{holder.token}"
+    note = json.dumps(asdict(holder)).encode()
     try:
-        folder.private.mkdir(parents=True, exist_ok=True)
         for _ in range(_MAX_TRIES):
-            staged.write_text(json.dumps(asdict(holder)), encoding="utf-8")
-            epoch = _free_epoch(folder, staged.stat().st_mtime, expiry_s)
-            if _create(staged, _path(folder, epoch)):
+            epoch = _free_epoch(folder, expiry_s)
+            if folder.store.create(_path(folder, epoch), note):
                 _remove_below(folder, epoch)
-                return Lease(Fence(folder.root.as_posix(), epoch, holder.token), expiry_s)
+                return Lease(Fence(folder.root.as_posix(), epoch, holder.token), note, expiry_s)
     except OSError as error:
         raise not_written(folder.private, error) from error
-    finally:
-        with suppress(OSError):
-            staged.unlink(missing_ok=True)
     raise OutputInUseError(f"output.path: {folder.root} is being taken by other runs over and over; try again")
 
 
-def _free_epoch(folder: OutputFolder, now: float, expiry_s: float) -> int:
+def _free_epoch(folder: OutputFolder, expiry_s: float) -> int:
     """Return the epoch behind the newest lease. Raises OutputInUseError where that is alive."""
     epoch = _newest_epoch(folder)
     if epoch is None:
         return 1
     path = _path(folder, epoch)
     try:
-        age_s = max(now - path.stat().st_mtime, 0.0)
+        now = folder.store.now(path)
+        age_s = max(now - folder.store.modified(path), 0.0)
     except FileNotFoundError:  # it was given back just now
         return epoch + 1
-    holder = _read(path)
+    holder = _read(folder, epoch)
     if age_s > expiry_s or (holder is not None and holder.is_gone):
         return epoch + 1
     who = f"host {holder.host}, process {holder.pid}, since {holder.since}" if holder else f"see {path}"
@@ -177,31 +177,16 @@ def _free_epoch(folder: OutputFolder, now: float, expiry_s: float) -> int:
     )
 
 
-def _create(staged: Path, path: Path) -> bool:
-    """Make a lease of a written file; False where the lease is there already."""
-    try:
-        os.link(staged, path)
-    except FileExistsError:
-        return False
-    except OSError:  # a file system without hard links: exclusive, and whole a moment later
-        try:
-            with path.open("x", encoding="utf-8") as file:
-                file.write(staged.read_text(encoding="utf-8"))
-        except FileExistsError:
-            return False
-    return True
-
-
 def _remove_below(folder: OutputFolder, epoch: int) -> None:
     for other in _epochs(folder):
         if other < epoch:
             with suppress(OSError):
-                _path(folder, other).unlink()
+                folder.store.remove(_path(folder, other))
 
 
 def _epochs(folder: OutputFolder) -> list[int]:
     try:
-        return [int(match[1]) for path in folder.private.iterdir() if (match := _LEASE.fullmatch(path.name))]
+        return [int(match[1]) for name in folder.store.names(folder.private) if (match := _LEASE.fullmatch(name))]
     except (FileNotFoundError, NotADirectoryError):
         return []
 
@@ -210,13 +195,13 @@ def _newest_epoch(folder: OutputFolder) -> int | None:
     return max(_epochs(folder), default=None)
 
 
-def _path(folder: OutputFolder, epoch: int) -> Path:
+def _path(folder: OutputFolder, epoch: int) -> PurePath:
     return folder.private / f"lease-{epoch:08d}.json"
 
 
-def _read(path: Path) -> Holder | None:
+def _read(folder: OutputFolder, epoch: int) -> Holder | None:
     try:
-        return Holder.from_json(json.loads(path.read_text(encoding="utf-8")))
+        return Holder.from_json(json.loads(folder.store.read(_path(folder, epoch))))
     except (OSError, ValueError, KeyError, TypeError):
         return None
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from contextlib import ExitStack
-from pathlib import Path
+from pathlib import PurePath
 
 import pyarrow as pa
 
@@ -23,12 +23,12 @@ class PartSeries:
     def __init__(
         self,
         folder: OutputFolder,
-        path: Callable[[int], Path],
+        path: Callable[[int], PurePath],
         schema: pa.Schema,
         form: PartForm,
         max_waiting_bytes: int = _MAX_WAITING_BYTES,
     ) -> None:
-        self._written: dict[Path, int] = {}
+        self._written: dict[PurePath, int] = {}
         self._folder = folder
         self._path = path
         self._schema = schema
@@ -54,7 +54,7 @@ class PartSeries:
             return self._waiting_rows >= self._form.row_group_rows
         return self._waiting_bytes >= self._max_waiting_bytes
 
-    def finish(self) -> dict[Path, int]:
+    def finish(self) -> dict[PurePath, int]:
         """Finish the last part and return all of them with their numbers of rows; one has none, where no row came."""
         self._write_waiting(is_last=True)
         if self._part is None and not self._written:
@@ -104,7 +104,7 @@ class PartSeries:
 class _Part:
     """A part that is staged, and stands under its name when it is whole."""
 
-    def __init__(self, folder: OutputFolder, final: Path, schema: pa.Schema, form: PartForm) -> None:
+    def __init__(self, folder: OutputFolder, final: PurePath, schema: pa.Schema, form: PartForm) -> None:
         self.final = final
         self.last_bytes = 0
         self._form = form

@@ -1,7 +1,7 @@
 """Writing one part: Parquet, an Arrow IPC file or JSON lines, table by table."""
 
 from contextlib import suppress
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any, Protocol
 
 import pyarrow as pa
@@ -35,7 +35,7 @@ def open_part(path: Path, schema: pa.Schema, form: PartForm) -> PartWriter:
     return _ArrowPart(path, schema, form) if form.format == "arrow" else _JsonLinesPart(path, form)
 
 
-def check_part(staged: Path, final: Path, form: PartForm, num_rows: int) -> None:
+def check_part(staged: Path, final: PurePath, form: PartForm, num_rows: int) -> None:
     """Raise OutputError unless the part on the disk has `num_rows` rows."""
     found = count_rows(staged, form.ending)
     if found != num_rows:

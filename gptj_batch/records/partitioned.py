@@ -5,7 +5,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
-from pathlib import Path
+from pathlib import PurePath
 
 import pyarrow as pa
 
@@ -32,8 +32,8 @@ class _Span:
 
 
 def write_partitions(
-    folder: OutputFolder, units: Sequence[Path], schema: pa.Schema, form: PartForm, first: int = 0
-) -> dict[Path, int]:
+    folder: OutputFolder, units: Sequence[PurePath], schema: pa.Schema, form: PartForm, first: int = 0
+) -> dict[PurePath, int]:
     """Write the units' rows as parts in one folder a partition; return the parts with their numbers of rows.
 
     first: the number of each folder's first part
@@ -41,14 +41,14 @@ def write_partitions(
     Raises OutputError, also where there are too many partitions; nothing has been written then.
     """
     spans = _spans(units, schema, form.partition_by)
-    written: dict[Path, int] = {}
+    written: dict[PurePath, int] = {}
     left = iter(spans.items())
     while wave := dict(islice(left, _MAX_OPEN)):
         written |= _write_wave(folder, units, schema, form, wave, first)
     return written
 
 
-def _spans(units: Sequence[Path], schema: pa.Schema, columns: Sequence[str]) -> dict[str, _Span]:
+def _spans(units: Sequence[PurePath], schema: pa.Schema, columns: Sequence[str]) -> dict[str, _Span]:
     """Return the partitions in the order in which they first appear, so that sorted input opens few files at once."""
     spans: dict[str, _Span] = {}
     for number, table in enumerate(unit_tables(units, schema, columns)):
@@ -65,17 +65,17 @@ def _spans(units: Sequence[Path], schema: pa.Schema, columns: Sequence[str]) -> 
 
 def _write_wave(
     folder: OutputFolder,
-    units: Sequence[Path],
+    units: Sequence[PurePath],
     schema: pa.Schema,
     form: PartForm,
     wave: dict[str, _Span],
     first_part: int,
-) -> dict[Path, int]:
+) -> dict[PurePath, int]:
     """Write some partitions in one pass over the units that have rows of them."""
     first, last = min(span.first for span in wave.values()), max(span.last for span in wave.values())
     kept = without_columns(schema, form.partition_by)
     waiting_bytes = _MAX_WAITING_BYTES // len(wave)
-    written: dict[Path, int] = {}
+    written: dict[PurePath, int] = {}
     series: dict[str, PartSeries] = {}
     with ExitStack() as unfinished:
         for number, table in enumerate(unit_tables(units[first : last + 1], schema), start=first):
@@ -91,5 +91,5 @@ def _write_wave(
     return written
 
 
-def _numbered_from(first: int, part: Callable[[int], Path], index: int) -> Path:
+def _numbered_from(first: int, part: Callable[[int], PurePath], index: int) -> PurePath:
     return part(first + index)

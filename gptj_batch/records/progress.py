@@ -1,9 +1,8 @@
 """What an output folder already holds: finished units, the configuration that made them, or somebody else's files."""
 
 import json
-import shutil
 from collections.abc import Iterable, Mapping
-from pathlib import Path
+from pathlib import PurePath
 from typing import Any, Literal
 
 import numpy as np
@@ -17,42 +16,41 @@ from gptj_batch.records.plan import UnitPlan
 UnitIndices = NDArray[np.int32]
 
 
-def committed_units(output: str | Path, plan: UnitPlan) -> UnitIndices:
+def committed_units(output: str | PurePath, plan: UnitPlan) -> UnitIndices:
     """Return the numbers of the plan's units that are finished, ascending; all of them where the output is complete."""
     folder = OutputFolder.at(output)
-    if folder.success.exists():
+    if folder.store.exists(folder.success):
         return np.arange(plan.num_units, dtype=np.int32)
     indices = np.array(folder.unit_indices(), dtype=np.int64)
     return indices[indices < plan.num_units].astype(np.int32)
 
 
-def pending_units(output: str | Path, plan: UnitPlan) -> UnitIndices:
+def pending_units(output: str | PurePath, plan: UnitPlan) -> UnitIndices:
     """Return the numbers of the plan's units that are still to do, ascending."""
     pending = np.ones(plan.num_units, dtype=bool)
     pending[committed_units(output, plan)] = False
     return np.flatnonzero(pending).astype(np.int32)
 
 
-def contents(output: str | Path) -> Literal["nothing", "ours", "foreign"]:
+def contents(output: str | PurePath) -> Literal["nothing", "ours", "foreign"]:
     """Tell whether a folder holds nothing (but names with a dot), an output of gptj-batch, or somebody else's files."""
     folder = OutputFolder.at(output)
-    if folder.root.exists() and not folder.root.is_dir():
-        return "foreign"
-    is_private = folder.private.is_dir() and not folder.private.is_symlink()
-    inside = _entries(folder.private) if is_private else []
+    is_private, inside = _private_names(folder)
     # A lease alone is no output: a run takes it before it begins. An empty folder is what is left of one.
-    if is_private and (not inside or any(not is_lease(path.name) for path in inside)):
+    if is_private and (not inside or any(not is_lease(name) for name in inside)):
         return "ours"
     try:
-        names = [path.name for path in folder.root.iterdir() if not (is_private and path == folder.private)]
+        names = [name for name in folder.store.names(folder.root) if not (is_private and name == folder.private.name)]
     except FileNotFoundError:
         return "nothing"
+    except NotADirectoryError:
+        return "foreign"
     except OSError as error:
         raise not_written(folder.root, error) from error
     return "foreign" if any(not name.startswith(".") for name in names) else "nothing"
 
 
-def clean(output: str | Path) -> None:
+def clean(output: str | PurePath) -> None:
     """Remove an earlier run's output: its parts, `_SUCCESS` and `_gptj_batch/` but its lease, and nothing else.
 
     Raises OutputError for a folder that gptj-batch did not make, and where something cannot be removed.
@@ -65,48 +63,43 @@ def clean(output: str | Path) -> None:
         )
     # The plan goes last: until then the folder is known for what it was, and no other run goes on with its units.
     doomed = [folder.success, *folder.parts(), folder.units, folder.staging]
-    inside = _entries(folder.private)
-    doomed += [path for path in inside if path not in (*doomed, folder.plan) and not is_lease(path.name)]
-    _remove_all(doomed)
+    _, inside = _private_names(folder)
+    others = [folder.private / name for name in inside if not is_lease(name)]
+    doomed += [path for path in others if path not in (*doomed, folder.plan)]
+    _remove_all(folder, doomed)
     folder.remove_empty_partitions()
-    _remove_all([folder.plan, *([] if any(is_lease(path.name) for path in inside) else [folder.private])])
+    _remove_all(folder, [folder.plan, *([] if any(map(is_lease, inside)) else [folder.private])])
 
 
-def _remove_all(paths: Iterable[Path]) -> None:
+def _remove_all(folder: OutputFolder, paths: Iterable[PurePath]) -> None:
     for path in paths:
         try:
-            _remove(path)
+            folder.store.remove(path)
         except OSError as error:
             raise not_written(path, error) from error
 
 
-def _entries(folder: Path) -> list[Path]:
-    return sorted(folder.iterdir()) if folder.is_dir() else []
+def _private_names(folder: OutputFolder) -> tuple[bool, list[str]]:
+    """Tell whether the private folder is there, and return the names in it."""
+    is_there = folder.store.is_folder(folder.private)
+    return is_there, folder.store.names(folder.private) if is_there else []
 
 
-def _remove(path: Path) -> None:
-    """Remove a file or a folder; of a link only the link."""
-    if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path)
-    else:
-        path.unlink(missing_ok=True)
-
-
-def save_plan(output: str | Path, fingerprint: Mapping[str, Any]) -> None:
+def save_plan(output: str | PurePath, fingerprint: Mapping[str, Any]) -> None:
     """Write down which configuration makes this output. Raises OutputError."""
     folder = OutputFolder.at(output)
     with folder.whole_file(folder.plan) as staged:
         staged.write_text(json.dumps(fingerprint, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
-def load_plan(output: str | Path) -> dict[str, Any] | None:
+def load_plan(output: str | PurePath) -> dict[str, Any] | None:
     """Return what `save_plan` wrote; None for an output that has not begun.
 
     Raises OutputError where it cannot be read, and where units or parts are there without it.
     """
     folder = OutputFolder.at(output)
     try:
-        plan = json.loads(folder.plan.read_text(encoding="utf-8"))
+        plan = json.loads(folder.store.read(folder.plan))
     except FileNotFoundError:
         if contents(output) == "ours" and (folder.unit_indices() or folder.parts()):
             raise OutputError(

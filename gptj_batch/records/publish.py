@@ -8,11 +8,10 @@ The steps, each of which may be the last of a process and is done again by the n
 """
 
 import json
-import shutil
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from itertools import islice
-from pathlib import Path
+from pathlib import PurePath
 from typing import Any
 
 import pyarrow as pa
@@ -26,7 +25,7 @@ from gptj_batch.records.unit_files import all_units, unit_schema, unit_tables
 
 
 def publish(
-    output: str | Path,
+    output: str | PurePath,
     num_units: int,
     form: PartForm,
     num_rows: int | None = None,
@@ -53,44 +52,46 @@ def publish(
         _remove_other_parts(folder, written)
         _write_success(folder, written, form, None if groups is None else of_groups)
     for leftover in (folder.units, folder.staging):
-        shutil.rmtree(leftover, ignore_errors=True)  # a file that cannot be removed does no harm there
+        with suppress(OSError):  # a file that cannot be removed does no harm there
+            folder.store.remove(leftover)
     return [_name(folder, part) for part in folder.parts()]
 
 
-def success_path(output: str | Path) -> Path:
+def success_path(output: str | PurePath) -> PurePath:
     """Return the file whose presence says that the output is complete."""
     return OutputFolder.at(output).success
 
 
-def is_complete(output: str | Path) -> bool:
+def is_complete(output: str | PurePath) -> bool:
     """Return True when the output is complete."""
-    return success_path(output).exists()
+    folder = OutputFolder.at(output)
+    return folder.store.exists(folder.success)
 
 
-def published_form(output: str | Path) -> dict[str, Any] | None:
+def published_form(output: str | PurePath) -> dict[str, Any] | None:
     """Return what `PartForm.facts` said of the finished output; None where it is not finished, or does not say."""
     try:
-        form = json.loads(success_path(output).read_text(encoding="utf-8"))["form"]
+        form = json.loads(OutputFolder.at(output).store.read(success_path(output)))["form"]
     except (OSError, ValueError, KeyError, TypeError):
         return None
     return form if isinstance(form, dict) else None
 
 
-def published_groups(output: str | Path) -> list[list[str]] | None:
+def published_groups(output: str | PurePath) -> list[list[str]] | None:
     """Return the names of the parts of each group that `publish` was given; None where there were none."""
     try:
-        groups = json.loads(success_path(output).read_text(encoding="utf-8"))["groups"]
+        groups = json.loads(OutputFolder.at(output).store.read(success_path(output)))["groups"]
     except (OSError, ValueError, KeyError, TypeError):
         return None
     return groups if isinstance(groups, list) else None
 
 
 def _write_groups(
-    folder: OutputFolder, units: Sequence[Path], form: PartForm, groups: Sequence[int]
-) -> list[dict[Path, int]]:
+    folder: OutputFolder, units: Sequence[PurePath], form: PartForm, groups: Sequence[int]
+) -> list[dict[PurePath, int]]:
     """Write all parts, and return each group's with their numbers of rows; numbers go on from group to group."""
     left, num_parts = iter(units), 0
-    written: list[dict[Path, int]] = []
+    written: list[dict[PurePath, int]] = []
     for num_units in groups if sum(groups) else [len(units)]:  # no rows at all are one unit, which is no group's
         parts = _write_parts(folder, list(islice(left, num_units)), form, num_parts) if num_units else {}
         num_parts += len(parts)
@@ -98,7 +99,7 @@ def _write_groups(
     return written
 
 
-def _write_parts(folder: OutputFolder, units: Sequence[Path], form: PartForm, first: int) -> dict[Path, int]:
+def _write_parts(folder: OutputFolder, units: Sequence[PurePath], form: PartForm, first: int) -> dict[PurePath, int]:
     """Write the parts of some units and return them with their numbers of rows."""
     schema = unit_schema(units[0])
     if form.partition_by and (written := write_partitions(folder, units, schema, form, first)):
@@ -108,9 +109,9 @@ def _write_parts(folder: OutputFolder, units: Sequence[Path], form: PartForm, fi
 
 
 def _write_series(
-    folder: OutputFolder, units: Sequence[Path], schema: pa.Schema, form: PartForm, first: int
-) -> dict[Path, int]:
-    def path(index: int) -> Path:
+    folder: OutputFolder, units: Sequence[PurePath], schema: pa.Schema, form: PartForm, first: int
+) -> dict[PurePath, int]:
+    def path(index: int) -> PurePath:
         return folder.part(first + index, max_parts=len(units), ending=form.ending)
 
     series = PartSeries(folder, path, schema, form)
@@ -121,17 +122,17 @@ def _write_series(
         return series.finish()
 
 
-def _remove_other_parts(folder: OutputFolder, parts: Mapping[Path, int]) -> None:
+def _remove_other_parts(folder: OutputFolder, parts: Mapping[PurePath, int]) -> None:
     for stale in set(folder.parts()) - set(parts):
         try:
-            stale.unlink()
+            folder.store.remove(stale)
         except OSError as error:
             raise not_written(stale, error) from error
     folder.remove_empty_partitions()
 
 
 def _write_success(
-    folder: OutputFolder, parts: Mapping[Path, int], form: PartForm, groups: Sequence[Mapping[Path, int]] | None
+    folder: OutputFolder, parts: Mapping[PurePath, int], form: PartForm, groups: Sequence[Mapping[PurePath, int]] | None
 ) -> None:
     rows = {_name(folder, part): rows for part, rows in parts.items()}
     facts: dict[str, Any] = {"rows": sum(parts.values()), "form": form.facts(), "parts": rows}
@@ -141,5 +142,5 @@ def _write_success(
         staged.write_text(json.dumps(facts) + "\n", encoding="utf-8")
 
 
-def _name(folder: OutputFolder, part: Path) -> str:
+def _name(folder: OutputFolder, part: PurePath) -> str:
     return part.relative_to(folder.root).as_posix()

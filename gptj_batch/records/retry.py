@@ -35,7 +35,7 @@ class RetryFolder:
 
     def __init__(self, output: str | Path) -> None:
         self._folder = OutputFolder.at(output)
-        self._root = self._folder.private / "retry"
+        self._root = Path(self._folder.private) / "retry"  # of an output in a bucket, nothing is done again
 
     @property
     def rows(self) -> Path:
@@ -87,7 +87,7 @@ class RetryFolder:
 
     def _failed(self, added: Sequence[str], error_column: str, keys: Keys) -> Iterator[pa.Table]:
         first_row = 0
-        for part in self._folder.parts():
+        for part in map(Path, self._folder.parts()):
             with open_parquet_part(part) as file:
                 failed = [
                     _failed_rows(table, part.name, start, added, error_column, keys, first_row)
@@ -106,13 +106,13 @@ class RetryFolder:
         """
         for name, done in self._done([ROW, *added]):
             check()
-            rewrite_part(self._folder, self._folder.root / name, done.column(ROW).to_numpy(), done, added, form)
+            rewrite_part(self._folder, Path(self._folder.root) / name, done.column(ROW).to_numpy(), done, added, form)
 
     def _done(self, columns: Sequence[str]) -> Iterator[tuple[str, pa.Table]]:
         """Yield the name of every part that has retried rows, with these rows, in their order."""
         waiting: list[pa.Table] = []
         name = ""
-        for file in OutputFolder.at(self.output).parts():
+        for file in map(Path, OutputFolder.at(self.output).parts()):
             with open_parquet_part(file) as opened:
                 for table, _ in parquet_tables(opened, file, [PART, *columns]):
                     for run in _runs_of_equals(table.column(PART)):

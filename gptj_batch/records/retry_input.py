@@ -66,7 +66,7 @@ def failed_rows_of_input(
 def _partitions(folder: OutputFolder) -> dict[str, list[Path]]:
     """Return the parts of every partition, in order; those of an output without partitions under an empty name."""
     parts: dict[str, list[Path]] = {}
-    for part in folder.parts():
+    for part in map(Path, folder.parts()):
         partition = part.parent.relative_to(folder.root).as_posix()
         parts.setdefault("" if partition == "." else partition, []).append(part)
     return parts

@@ -1,16 +1,16 @@
 """Reading finished units, all of one run and so of one schema."""
 
 from collections.abc import Iterable, Iterator, Sequence
-from pathlib import Path
+from pathlib import PurePath
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from gptj_batch.errors import OutputError, shorten
-from gptj_batch.records.output import OutputFolder
+from gptj_batch.records.output import OutputFolder, store_of
 
 
-def all_units(folder: OutputFolder, num_units: int) -> list[Path]:
+def all_units(folder: OutputFolder, num_units: int) -> list[PurePath]:
     """Return the files of all units. Raises OutputError where one is not there."""
     missing = sorted(set(range(num_units)) - set(folder.unit_indices()))
     if missing:
@@ -21,13 +21,15 @@ def all_units(folder: OutputFolder, num_units: int) -> list[Path]:
     return [folder.unit(index) for index in range(num_units)]
 
 
-def unit_schema(unit: Path) -> pa.Schema:
+def unit_schema(unit: PurePath) -> pa.Schema:
     """Return a unit's schema, its metadata too. Raises OutputError where it cannot be read."""
     with _open(unit) as file:
         return file.schema_arrow
 
 
-def unit_tables(units: Iterable[Path], schema: pa.Schema, columns: Sequence[str] | None = None) -> Iterator[pa.Table]:
+def unit_tables(
+    units: Iterable[PurePath], schema: pa.Schema, columns: Sequence[str] | None = None
+) -> Iterator[pa.Table]:
     """Yield the units' tables, each with the metadata of `schema`; only `columns` where some are named.
 
     Raises OutputError for a unit that cannot be read, or has other columns.
@@ -46,14 +48,14 @@ def unit_tables(units: Iterable[Path], schema: pa.Schema, columns: Sequence[str]
         yield table.replace_schema_metadata(schema.metadata)
 
 
-def _open(unit: Path) -> pq.ParquetFile:
+def _open(unit: PurePath) -> pq.ParquetFile:
     try:
-        return pq.ParquetFile(unit, pre_buffer=False, page_checksum_verification=True)
+        return pq.ParquetFile(store_of(unit).source(unit), pre_buffer=False, page_checksum_verification=True)
     except (OSError, pa.ArrowException) as error:
         raise _damaged(unit, error) from error
 
 
-def _damaged(unit: Path, error: Exception) -> OutputError:
+def _damaged(unit: PurePath, error: Exception) -> OutputError:
     reason = shorten(" ".join(str(error).split()), 200)
     return OutputError(
         f"output.path: the finished unit {unit} cannot be read: {reason}. Delete this file and run the job again; its "

@@ -1,7 +1,7 @@
 """Writing one unit: its table as one Parquet file that appears whole or not at all."""
 
 from collections.abc import Iterator
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 import pyarrow as pa
@@ -15,8 +15,8 @@ LINEAGE_KEY = b"gptj_batch"
 
 
 def write_unit(
-    table: pa.Table, output: str | Path, unit_index: int, compression: str = "zstd", metadata: bytes = b""
-) -> Path:
+    table: pa.Table, output: str | PurePath, unit_index: int, compression: str = "zstd", metadata: bytes = b""
+) -> PurePath:
     """Write a unit to its file, replacing it where it is there already, and return the file.
 
     metadata: the run's lineage as JSON, kept in the file under the key `gptj_batch`
@@ -49,7 +49,7 @@ def row_groups(table: pa.Table) -> Iterator[pa.Table]:
         yield from (pa.Table.from_batches([batch]) for batch in table.to_batches())
 
 
-def check_num_rows(staged: Path, final: Path, num_rows: int) -> None:
+def check_num_rows(staged: Path, final: PurePath, num_rows: int) -> None:
     """Raise OutputError unless the footer on the disk says `num_rows`."""
     found = pq.read_metadata(staged).num_rows
     if found != num_rows:

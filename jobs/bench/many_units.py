@@ -63,7 +63,7 @@ def planned(job: Job, rows_per_unit: int) -> Run:
 def write_units(run: Run, indices: Iterable[int]) -> None:
     """Leave units as a run does, but not synced to the disk one by one: few rows of few units failed."""
     folder = OutputFolder.at(run.folder)
-    folder.units.mkdir(exist_ok=True)
+    Path(folder.units).mkdir(exist_ok=True)
     for index in indices:
         unit = run.plan.unit(index)
         errors = [f"bad {index % 7}" if row == index % 100 else None for row in range(unit.num_rows)]
@@ -101,7 +101,7 @@ def measure(folder: Path, num_units: int, rows_per_unit: int) -> dict[str, Any]:
     write_units(run, range(num_units))
     lost = list(range(0, num_units, 10))
     for index in lost:
-        OutputFolder.at(run.folder).unit(index).unlink()
+        Path(OutputFolder.at(run.folder).unit(index)).unlink()
     rerun = steps.time("plan again", lambda: planned(job, rows_per_unit))
     pending = steps.time("resume: find what is missing", lambda: claim_output(rerun))
     assert pending.tolist() == lost

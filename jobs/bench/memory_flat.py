@@ -88,7 +88,7 @@ def _watch(process: "subprocess.Popen[bytes]", output: OutputFolder, num_rows: i
     samples: list[Sample] = []
     while process.poll() is None:
         rows = min(len(output.unit_indices()) * unit_rows(num_rows), num_rows)
-        share = 1.0 if output.success.exists() else rows / num_rows
+        share = 1.0 if output.store.exists(output.success) else rows / num_rows
         try:
             samples.append(_sample(psutil.Process(process.pid), max(share, _last_share(samples)), began))
         except psutil.NoSuchProcess:

@@ -145,7 +145,7 @@ def job_of(leg: PipelineLeg, work: LegWork) -> dict[str, Any]:
 
 def _watch(command: list[str], work: LegWork, log: Path, name: str) -> None:
     """Run a program to its end, noting when a job of ours hands its first rows to the model."""
-    attempts = OutputFolder.at(work.output).private / "attempts"
+    attempts = Path(OutputFolder.at(work.output).private) / "attempts"
     until = time.monotonic() + LIMIT_S
     with _process(command, log) as process:
         while process.poll() is None:

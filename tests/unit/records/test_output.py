@@ -15,9 +15,9 @@ def write(folder: OutputFolder, final: Path, content: bytes) -> None:
         staged.write_bytes(content)
 
 
-@pytest.mark.parametrize("path", ["s3://bucket/out", "gs://bucket/out", "hdfs://host/out", "file:///tmp/out"])
+@pytest.mark.parametrize("path", ["hf://datasets/out", "hdfs://host/out", "file:///tmp/out"])
 def test_an_output_that_is_not_a_path_of_this_machine_is_refused(path):
-    with pytest.raises(ConfigError, match="outputs are local or on a mounted file system in this version"):
+    with pytest.raises(ConfigError, match="outputs are local, on a mounted file system, or in a bucket"):
         OutputFolder.at(path)
 
 
@@ -117,3 +117,19 @@ def test_the_next_step_follows_from_the_cause(tmp_path, number, step):
     error = not_written(tmp_path / "a" / "b", OSError(number, os.strerror(number)))
     with pytest.raises(OutputError, match=f"{os.strerror(number)}.*{step}.*finished units are kept"):
         raise error
+
+
+@pytest.mark.parametrize(
+    "path", ["s3://bucket", "s3://bucket/out?region=x", "s3://key:hidden@bucket/out", "gs://bucket/"]
+)
+def test_a_bucket_is_named_with_a_prefix_and_neither_options_nor_secrets(path):
+    with pytest.raises(ConfigError, match="a place in a bucket is") as refused:
+        OutputFolder.at(path)
+    assert "hidden" not in str(refused.value)
+
+
+def test_a_place_in_a_bucket_is_written_as_it_was_given():
+    folder = OutputFolder.at("s3://bucket/some/out")
+    assert str(folder.unit(7)) == "s3://bucket/some/out/_gptj_batch/units/unit-00000007.parquet"
+    assert OutputFolder.at(folder.root.as_posix()) == folder
+    assert OutputFolder.at(folder.root) == folder
