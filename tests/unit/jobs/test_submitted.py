@@ -1,4 +1,8 @@
+from pathlib import Path
+from typing import Any
+
 import pytest
+from whole_runs import job
 
 from gptj_batch.errors import ConfigError
 from jobs.submitted import Jobs
@@ -25,3 +29,21 @@ def test_the_address_may_stand_in_the_environment(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setenv("RAY_API_SERVER_ADDRESS", "http://127.0.0.1:9")
     with pytest.raises(ConfigError, match=r"127\.0\.0\.1:9"):
         Jobs(None)
+
+
+@pytest.mark.parametrize(("is_incremental", "script"), [(False, "run"), (True, "score_scheduled")])
+def test_an_incremental_job_is_started_as_schedulers_start_it(
+    tmp_path: Path, model_folder: Path, monkeypatch: pytest.MonkeyPatch, is_incremental: bool, script: str
+) -> None:
+    class Client:
+        """Takes jobs as a cluster's does."""
+
+        def submit_job(self, **job: Any) -> str:
+            self.job = job
+            assert (Path(job["runtime_env"]["working_dir"]) / "jobs" / f"{script}.py").is_file()
+            return "id"
+
+    client = Client()
+    monkeypatch.setattr("jobs.submitted._client", lambda address: client)
+    assert Jobs("http://127.0.0.1:9").submit(job(tmp_path, model_folder, input={"incremental": is_incremental})) == "id"
+    assert client.job["entrypoint"] == f"python jobs/{script}.py job.yaml"

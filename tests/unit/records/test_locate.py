@@ -148,3 +148,18 @@ def test_the_hub_is_a_file_system_and_one_message_where_it_cannot_be_reached():
     assert (place.path, place.public("datasets/x")) == ("datasets/owner/name@main/data/*.parquet", "hf://datasets/x")
     with pytest.raises(InputError, match=r'input\.path: "hf://datasets/owner/name" cannot be listed: .*'):
         find_files("hf://datasets/owner/name")
+
+
+def test_runs_that_go_on_out_of_sight_make_no_output_unfinished(tmp_path):
+    for folder in (tmp_path, tmp_path / "run=1", tmp_path / "_gptj_batch" / "runs" / "2"):
+        (folder / "_gptj_batch").mkdir(parents=True, exist_ok=True)
+        (folder / "part-00000.parquet").write_bytes(b"x")
+    for folder in (tmp_path, tmp_path / "run=1"):
+        (folder / "_SUCCESS").touch()
+    assert [file.path for file in find_files(str(tmp_path))] == [
+        str(tmp_path / "part-00000.parquet"),
+        str(tmp_path / "run=1" / "part-00000.parquet"),
+    ]
+    (tmp_path / "run=1" / "_SUCCESS").unlink()
+    with pytest.raises(InputError, match="run=1 is the output of a gptj-batch run that has not finished"):
+        find_files(str(tmp_path))
