@@ -40,7 +40,7 @@ def open_connection(address: str, folder: str) -> None:
             else:
                 _check_reachable(address)
                 ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
-    except (ConnectionError, ValueError, RuntimeError) as error:
+    except Exception as error:  # a plain one where Ray's processes do not come up in time
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         if address == "local":
             raise BackendError(f"a local Ray cluster could not be started: {reason}") from error

@@ -31,6 +31,18 @@ class RunningCluster:
     nodes: Cluster
 
 
+def add_node(cluster: RunningCluster, node: dict[str, float]) -> None:
+    """Add a node; once more where a busy machine lets Ray's own time for it pass."""
+    for is_last in (False, False, True):
+        try:
+            cluster.nodes.add_node(object_store_memory=OBJECT_STORE_BYTES, temp_dir=str(cluster.folder), **node)
+        except Exception:
+            if is_last:
+                raise
+        else:
+            return
+
+
 @contextmanager
 def running_cluster(*nodes: dict[str, float], notices_losses: bool = False) -> Iterator[RunningCluster]:
     """Start a head with two CPUs, and beside it a node for each of `nodes` (num_cpus, num_gpus); see `connect`.
@@ -50,10 +62,11 @@ def running_cluster(*nodes: dict[str, float], notices_losses: bool = False) -> I
         if notices_losses:
             head["_system_config"] = QUICK_HEALTH_CHECKS
         cluster = Cluster(initialize_head=True, head_node_args={**head, "temp_dir": str(folder)})
+        running = RunningCluster(cluster.address, folder, cluster)
         try:
             for node in nodes:
-                cluster.add_node(object_store_memory=OBJECT_STORE_BYTES, temp_dir=str(folder), **node)
-            yield RunningCluster(cluster.address, folder, cluster)
+                add_node(running, node)
+            yield running
         finally:
             ray.shutdown()
             cluster.shutdown()

@@ -1,10 +1,12 @@
 """Jobs whose fake backend misbehaves where a test wants it to (`gptj_batch.backends.fake_faults`)."""
 
+import _thread
 import json
 import shutil
 import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -58,12 +60,17 @@ def run_while(desk: Desk, job: Path, num_units: int, then: Callable[[], object])
         units = desk.output() / "_gptj_batch" / "units"
         while not over.is_set() and len(list(units.glob("unit-*"))) < num_units:
             time.sleep(0.01)
-        then()
+        try:
+            then()
+        except BaseException:  # the run may wait for what did not happen
+            _thread.interrupt_main()
+            raise
 
-    thread = threading.Thread(target=interfere)
-    thread.start()
-    try:
-        return desk.run(job)
-    finally:
-        over.set()
-        thread.join()
+    with ThreadPoolExecutor() as pool:
+        done = pool.submit(interfere)
+        try:
+            ended = desk.run(job)
+        finally:
+            over.set()
+        done.result()
+    return ended

@@ -11,7 +11,7 @@ from typing import Any
 import psutil
 import pytest
 
-from integration.clusters import RunningCluster, running_cluster
+from integration.clusters import RunningCluster, add_node, running_cluster
 from integration.desk import Desk
 from integration.faulty import faulty_job, run_while, texts
 from integration.running import environment, outcome, output_table, run_report, start_command
@@ -70,7 +70,7 @@ def test_a_run_whose_last_worker_is_lost_waits_for_a_new_one(
         while three_nodes.nodes.worker_nodes:
             kill_node(three_nodes, 0)
         time.sleep(6)  # it is noticed that nobody is left
-        three_nodes.nodes.add_node(temp_dir=str(three_nodes.folder), object_store_memory=1 << 30, **NODE)
+        add_node(three_nodes, NODE)
 
     desk = Desk(tmp_path, tiny, three_nodes)
     ended = run_while(desk, on_gpus(desk), 2, replace)

@@ -2,6 +2,8 @@
 
 import io
 import json
+import shutil
+from collections.abc import Callable
 from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import Any
@@ -31,34 +33,50 @@ def retry(output: Path, *arguments: str) -> Outcome:
     return Outcome(code, stdout.getvalue(), stderr.getvalue())
 
 
-@pytest.fixture
-def failed(desk: Desk) -> Desk:
-    """An output of two files with three failed rows; the cause of the failures ends when `trouble` goes."""
-    trouble = desk.folder / "trouble"
-    trouble.touch()
-    model = faulty_model(desk.folder / "model", desk.tiny, while_file=str(trouble))
+@pytest.fixture(scope="module")
+def made(new_desk: Callable[[str], Desk]) -> Desk:
+    """An output of two files with three failed rows, and `good`, of the same without trouble."""
+    desk = new_desk("retry")
+    faulty_model(desk.folder / "model", desk.tiny, while_file=str(desk.folder / "trouble"))
     source = desk.folder / "input"
     source.mkdir()
     kinds = [["odd", "even"][row % 2] for row in range(NUM_ROWS)]
     table = texts(NUM_ROWS, BAD).append_column("kind", pa.array(kinds))
     pq.write_table(table.slice(0, 70), source / "a.parquet")
     pq.write_table(table.slice(70), source / "b.parquet")
-    settings: dict[str, Any] = {"model": {"path": str(model)}, "backend": {"kind": "fake"}}
-    job = desk.job(source, SAMPLED, **settings, errors={"max_failed_rows": 0})
-    ended = desk.run(job)
+    assert desk.run(job(desk, desk, "good")).code == 0
+    (desk.folder / "trouble").touch()
+    ended = desk.run(job(desk, desk))
     assert ended.code == 3, ended.stderr
     assert run_report(desk.output())["failed"] == 3
     return desk
 
 
+def job(desk: Desk, made: Desk, name: str = "output") -> Path:
+    settings: dict[str, Any] = {"model": {"path": str(made.folder / "model")}, "backend": {"kind": "fake"}}
+    return desk.job(made.folder / "input", SAMPLED, name, **settings, errors={"max_failed_rows": 0})
+
+
 @pytest.fixture
-def expected(failed: Desk) -> list[dict[str, Any]]:
+def trouble(made: Desk) -> Path:
+    """The file that makes rows fail as long as it is there."""
+    (made.folder / "trouble").touch()
+    return made.folder / "trouble"
+
+
+@pytest.fixture
+def failed(made: Desk, trouble: Path, tmp_path: Path) -> Desk:
+    """A copy of the output with failed rows, and its job."""
+    desk = Desk(tmp_path, made.tiny, made.cluster)
+    shutil.copytree(made.output(), desk.output())
+    job(desk, made)
+    return desk
+
+
+@pytest.fixture
+def expected(made: Desk) -> list[dict[str, Any]]:
     """The rows of an output that nothing went wrong with."""
-    trouble = failed.folder / "trouble"
-    trouble.rename(failed.folder / "quiet")
-    assert failed.run(failed.folder / "output.yaml", f"output.path={failed.output('good')}").code == 0
-    (failed.folder / "quiet").rename(trouble)
-    rows: list[dict[str, Any]] = output_table(failed.output("good")).to_pylist()
+    rows: list[dict[str, Any]] = output_table(made.output("good")).to_pylist()
     return rows
 
 
@@ -67,9 +85,9 @@ def success(desk: Desk) -> dict[str, Any]:
     return facts
 
 
-def test_failed_rows_are_done_again_in_place(failed: Desk, expected: list[dict[str, Any]]) -> None:
+def test_failed_rows_are_done_again_in_place(failed: Desk, trouble: Path, expected: list[dict[str, Any]]) -> None:
     before, names = success(failed), sorted(path.name for path in failed.output().iterdir())
-    (failed.folder / "trouble").unlink()
+    trouble.unlink()
     ended = retry(failed.output())
     assert ended.code == 0, ended.stderr
     assert "doing 3 failed rows" in ended.stderr and "150 rows: 150 done, 0 failed; 3 in this run" in ended.stdout
@@ -96,13 +114,13 @@ def test_rows_that_fail_again_keep_an_error_and_the_exit_code(failed: Desk) -> N
 
 
 def test_a_retry_that_is_cut_off_before_its_parts_goes_on(
-    failed: Desk, expected: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+    failed: Desk, trouble: Path, expected: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def crash(*arguments: Any) -> None:
         raise OutputError("as if the machine had gone")
 
     before = output_table(failed.output()).to_pylist()
-    (failed.folder / "trouble").unlink()
+    trouble.unlink()
     with monkeypatch.context() as patch:
         patch.setattr(jobs.retry.RetryFolder, "put_back", crash)
         assert retry(failed.output()).code == 1
@@ -132,12 +150,14 @@ def lines(output: Path) -> list[dict[str, Any]]:
     return sorted(rows, key=lambda row: int(row["id"]))
 
 
-def test_lines_in_partitions_are_done_again_from_the_input(failed: Desk, expected: list[dict[str, Any]]) -> None:
+def test_lines_in_partitions_are_done_again_from_the_input(
+    failed: Desk, trouble: Path, expected: list[dict[str, Any]]
+) -> None:
     output = failed.output("lines")
     form = (f"output.path={output}", "output.format=jsonl", "output.partition_by=[kind]")
     assert failed.run(failed.folder / "output.yaml", *form).code == 3
     assert [row["id"] for row in lines(output) if row["error"] is not None] == list(BAD)
-    (failed.folder / "trouble").unlink()
+    trouble.unlink()
     ended = retry(output)
     assert ended.code == 0, ended.stderr
     assert "doing 3 failed rows" in ended.stderr and "150 rows: 150 done, 0 failed; 3 in this run" in ended.stdout
