@@ -87,9 +87,19 @@ class PromptTemplate:
         return PromptTemplate, (self.source, self.setting)
 
     def check_columns(self, names: Collection[str]) -> None:
-        """Raise ConfigError for a column of the template that is not among `names`."""
+        """Raise ConfigError for a column of the template that is not among `names`, or one in single braces.
+
+        `{text}` is how Python's format writes it, and here text like any other: every row would get the same prompt.
+        """
         for column in sorted(self.columns):
             check_column(column, names, self.setting)
+        meant = next((name for name in names if f"{{{name}}}" in self.source), None) if not self.columns else None
+        if meant is not None:
+            shown = shorten(meant, 40)
+            raise ConfigError(
+                f"{self.setting}: uses no column, and has {{{shown}}} in it; a column is written in two braces: "
+                f"{{{{ {shown} }}}}"
+            )
 
     def render(self, record: Mapping[str, Any]) -> str:
         """Return the record's prompt. Raises RecordError, whose message names the column and the rule."""

@@ -55,9 +55,9 @@ def test_a_bucket_is_read_by_file_folder_and_glob_with_its_partitions(places: De
 def test_a_cache_of_datasets_and_one_split_of_a_saved_folder_are_read(places: Desk) -> None:
     halves = {name: datasets.Dataset.from_list(rows) for name, rows in (("a", ROWS[:40]), ("b", ROWS[40:]))}
     datasets.DatasetDict(halves).save_to_disk(places.folder / "saved")
-    ended = places.run(places.job(places.folder / "saved", GENERATE, "saved", input={"split": "b"}, **FAKE))
+    ended = places.run(places.job(places.folder / "saved", GENERATE, "of-split", input={"split": "b"}, **FAKE))
     assert ended.code == 0, ended.stderr
-    assert output_table(places.output("saved")).select(["id", "text"]).to_pylist() == ROWS[40:]
+    assert output_table(places.output("of-split")).select(["id", "text"]).to_pylist() == ROWS[40:]
     unsaid = places.run(places.job(places.folder / "saved", GENERATE, "unsaid", **FAKE))
     assert unsaid.code == 2 and "has the splits a, b; name one of them" in unsaid.stderr
 
@@ -66,6 +66,6 @@ def test_a_cache_of_datasets_and_one_split_of_a_saved_folder_are_read(places: De
         "json", data_files=str(places.folder / "rows.jsonl"), split="train", cache_dir=str(places.folder / "cache")
     )
     folder = Path(cached.cache_files[0]["filename"]).parent
-    ended = places.run(places.job(folder, GENERATE, "cache", **FAKE))
+    ended = places.run(places.job(folder, GENERATE, "of-cache", **FAKE))
     assert ended.code == 0, ended.stderr
-    assert output_table(places.output("cache")).select(["id", "text"]).to_pylist() == ROWS
+    assert output_table(places.output("of-cache")).select(["id", "text"]).to_pylist() == ROWS

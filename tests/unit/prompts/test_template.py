@@ -212,6 +212,13 @@ def test_an_unknown_column_is_refused_with_the_nearest_and_the_known_names():
     PromptTemplate("{{ text }}").check_columns(["id", "text"])
 
 
+def test_a_column_in_single_braces_is_refused_unless_others_are_used() -> None:
+    with pytest.raises(ConfigError, match=r"has {text} in it; a column is written in two braces: {{ text }}"):
+        PromptTemplate("Summarize: {text}").check_columns(["id", "text"])
+    PromptTemplate("{text}: {{ text }}").check_columns(["id", "text"])
+    PromptTemplate("Which {city}?").check_columns(["id", "text"])
+
+
 def test_a_template_can_be_sent_to_a_worker():
     template = PromptTemplate("{{ text }}!", "task.text")
     sent = pickle.loads(pickle.dumps(template))
