@@ -206,7 +206,7 @@ def test_an_engine_that_is_killed_while_it_loads_is_started_once_more(folder: Pa
 def test_an_engine_that_is_always_killed_while_it_loads_is_given_up_with_its_cause(folder: Path) -> None:
     killer = Killer(times=5)
     killer.start()
-    with pytest.raises(BackendError, match=r"killed while it loaded the model, 2 times \(signal 9\)"):
+    with pytest.raises(BackendError, match="killed while it loaded the model, 2 times"):
         make_backend("vllm", model_path=folder, device="cpu", dtype="float32", kv_cache_gb=0.02, num_threads=1)
     killer.is_over = True
     assert len(killer.killed) == 2
