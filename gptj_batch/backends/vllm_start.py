@@ -12,8 +12,8 @@ from gptj_batch.errors import BackendError, ConfigError, shorten
 
 ATTEMPTS: Final = 2
 KILLED: Final = (
-    f"vLLM's engine did not start: its process was killed while it loaded the model, {ATTEMPTS} times; most often it is "
-    "the kernel, for want of memory: give the machine more, or lower backend.kv_cache_gb or model.dtype"
+    f"vLLM's engine did not start: its process was killed while it loaded the model, {ATTEMPTS} times; most often "
+    "it is the kernel, for want of memory: give the machine more, or lower backend.kv_cache_gb or model.dtype"
 )
 # What vLLM says of an engine's process that a signal ended; nothing where its exit code was not yet known.
 _KILLED: Final = re.compile(r"Failed core proc\(s\): \{(\}|[^}]*: -\d+)")
