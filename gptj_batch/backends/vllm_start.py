@@ -11,7 +11,12 @@ from gptj_batch.backends.vllm_settings import VLLMSettings
 from gptj_batch.errors import BackendError, ConfigError, shorten
 
 ATTEMPTS: Final = 2
-_KILLED: Final = re.compile(r"Failed core proc\(s\): \{[^}]*: -(\d+)")
+KILLED: Final = (
+    f"vLLM's engine did not start: its process was killed while it loaded the model, {ATTEMPTS} times; most often "
+    "it is the kernel, for want of memory: give the machine more, or lower backend.kv_cache_gb or model.dtype"
+)
+# What vLLM says of an engine's process that a signal ended; nothing where its exit code was not yet known.
+_KILLED: Final = re.compile(r"Failed core proc\(s\): \{(\}|[^}]*: -\d+)")
 
 
 async def start(settings: VLLMSettings, arguments: dict[str, Any]) -> Any:
@@ -35,22 +40,11 @@ async def start(settings: VLLMSettings, arguments: dict[str, Any]) -> Any:
             try:
                 return AsyncLLM.from_vllm_config(config, disable_log_stats=True)
             except Exception as error:
-                killed = _KILLED.search(str(error))
-                if killed is None:
-                    raise BackendError(f"vLLM's engine did not start: {cause() or said(error)}") from error
+                if reason := cause() or ("" if _KILLED.search(str(error)) else said(error)):
+                    raise BackendError(f"vLLM's engine did not start: {reason}") from error
                 if attempt == ATTEMPTS:
-                    raise BackendError(killed_while_loading(int(killed[1]), attempt)) from error
+                    raise BackendError(KILLED) from error
     raise AssertionError("the last attempt returns or raises")
-
-
-def killed_while_loading(number: int, times: int) -> str:
-    """Return what is said of an engine that a signal ended while it loaded."""
-    return (
-        "vLLM's engine did not start: its process was killed while it loaded the model, "
-        f"{times} times (signal {number}); "
-        "most often it is the kernel, for want of memory: give the machine more, or lower backend.kv_cache_gb or "
-        "model.dtype"
-    )
 
 
 def said(error: BaseException) -> str:

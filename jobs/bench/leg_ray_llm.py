@@ -75,7 +75,8 @@ def _note_start(processor: Any, started: str) -> None:
             async for output in theirs.udf(self, batch):
                 yield output
 
-    stage.fn = Noting
+    # Not by assignment: the stage's validator, which has taken the bundles for itself, would run again and want a GPU.
+    stage.__dict__["fn"] = Noting
 
 
 def main(file: str) -> None:

@@ -159,5 +159,54 @@ def test_settings_that_cannot_work_are_refused_before_an_engine_starts(
 
 def test_a_folder_without_weights_is_an_engine_that_does_not_start(folder: Path, tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text((folder / "config.json").read_text())
-    with pytest.raises(BackendError, match="vLLM's engine did not start"), running("vllm", tmp_path):
+    # The cause stands in the message, which vLLM itself only logs in the process that is gone.
+    with pytest.raises(BackendError, match=r"did not start: .*(weights|safetensors)"), running("vllm", tmp_path):
         pass
+
+
+def engine_of(pid: int) -> list[int]:
+    """Return the children of a process in which vLLM's engine runs."""
+    found = []
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            parent = int((folder / "stat").read_text().rpartition(")")[2].split()[1])
+            if parent == pid and b"EngineCore" in (folder / "cmdline").read_bytes():
+                found.append(int(folder.name))
+        except (OSError, ValueError, IndexError):
+            continue
+    return found
+
+
+class Killer(threading.Thread):
+    """Kills this process's engines, the first `times` that it sees."""
+
+    def __init__(self, times: int) -> None:
+        super().__init__(daemon=True)
+        self.killed: set[int] = set()
+        self.is_over = False
+        self._times = times
+
+    def run(self) -> None:
+        until = time.monotonic() + PATIENCE_S
+        while not self.is_over and len(self.killed) < self._times and time.monotonic() < until:
+            for pid in set(engine_of(os.getpid())) - self.killed:
+                os.kill(pid, signal.SIGKILL)
+                self.killed.add(pid)
+            time.sleep(0.05)
+
+
+def test_an_engine_that_is_killed_while_it_loads_is_started_once_more(folder: Path) -> None:
+    killer = Killer(times=1)
+    killer.start()
+    with running("vllm", folder) as backend:
+        assert all(isinstance(one, Generated) for one in backend.run(long_requests(2)))
+    assert len(killer.killed) == 1
+
+
+def test_an_engine_that_is_always_killed_while_it_loads_is_given_up_with_its_cause(folder: Path) -> None:
+    killer = Killer(times=5)
+    killer.start()
+    with pytest.raises(BackendError, match="killed while it loaded the model, 2 times"):
+        make_backend("vllm", model_path=folder, device="cpu", dtype="float32", kv_cache_gb=0.02, num_threads=1)
+    killer.is_over = True
+    assert len(killer.killed) == 2

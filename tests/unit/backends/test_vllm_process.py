@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import pytest
 
-from gptj_batch.backends.vllm_process import REPLICA_PID
+from gptj_batch.backends.vllm_process import REPLICA_PID, cause_kept
 
 WATCHING = (
     "import time; from gptj_batch.backends import vllm_process as p; {}p.end_with_replica(); print(1, flush=True); "
@@ -46,3 +46,26 @@ def test_a_replica_does_not_watch_itself() -> None:
     code = WATCHING.format("p.os.environ[p.REPLICA_PID] = str(p.os.getpid()); ") + "print(p.threading.active_count())"
     process = start(code, os.getpid())
     assert process.communicate(timeout=10)[0] == "1\n1\n" and process.returncode == 0
+
+
+LOGGING = """
+import logging
+from gptj_batch.backends.vllm_process import keep_cause
+keep_cause()
+logger = logging.getLogger("vllm.v1.engine.core")
+logger.error("no exception")
+for cause in ("the first\\nof all", "the second"):
+    try:
+        raise ValueError(cause)
+    except ValueError:
+        logger.exception("EngineCore failed to start.")
+"""
+
+
+def test_what_first_goes_wrong_in_a_process_that_was_started_meanwhile_is_kept() -> None:
+    with cause_kept() as cause:
+        assert cause() == ""
+        subprocess.run([sys.executable, "-c", LOGGING], check=True, stderr=subprocess.DEVNULL)
+        assert cause() == "ValueError: the first of all"
+    # Once all runs nobody asks for it, and nothing is written.
+    assert subprocess.run([sys.executable, "-c", LOGGING], check=True, capture_output=True).returncode == 0
