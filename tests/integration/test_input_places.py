@@ -8,12 +8,12 @@ import pyarrow as pa
 import pyarrow.fs
 import pyarrow.parquet as pq
 import pytest
+from s3_endpoint import Endpoint, running_endpoint
 
 from integration.clusters import running_cluster
 from integration.desk import GENERATE, GENERATED, Desk
 from integration.running import output_table
 from integration.tiny_model import TinyModel
-from s3_endpoint import Endpoint, running_endpoint
 
 pytestmark = pytest.mark.timeout(600)
 
