@@ -152,11 +152,11 @@ def changes(found: Found, ledger: Ledger, hashes: Hashes, rescore: Rescore | Non
     hashes: what reads files and returns the hash of each content; asked only for files that may be other ones
     """
     files = {file.path: (file, kind) for file, kind in found}
-    unchanged = [path for path, (file, _) in files.items() if _is_stamp(ledger.files.get(path), file)]
-    others = [path for path in files if path not in set(unchanged)]
+    unchanged = {path for path, (file, _) in files.items() if _is_stamp(ledger.files.get(path), file)}
+    others = [path for path in files if path not in unchanged]
     sha256 = dict(hashes(others))
     sorted_out = _sorted_out(files, others, sha256, ledger)
-    back = [path for path in unchanged if path in ledger.gone]
+    back = sorted(unchanged & ledger.gone)
     noted = Changes(
         moved=sorted_out.moved,
         seen=tuple(_seen(files[path][0]) for path in (*sorted_out.touched, *back, *dict(sorted_out.moved))),
@@ -188,11 +188,12 @@ def _sorted_out(
     files: Mapping[str, tuple[FoundFile, FileFormat]], others: Sequence[str], sha256: Mapping[str, str], ledger: Ledger
 ) -> _SortedOut:
     touched = [path for path in others if path in ledger.files and _is_content(ledger, path, files, sha256[path])]
-    changed = [path for path in others if path not in set(touched)]
+    changed = sorted(set(others) - set(touched))
     # Whose content is not under its own name any more may have gone to another one, as where files are rotated.
     homeless: dict[tuple[Any, ...], list[DoneFile]] = defaultdict(list)
+    is_changed = set(changed)
     for path, done in ledger.files.items():
-        if path not in files or path in set(changed):
+        if path not in files or path in is_changed:
             homeless[done.sha256, done.size_bytes, done.partition].append(done)
     moved, todo, left = [], [], dict(ledger.files)
     for path in changed:

@@ -107,22 +107,30 @@ class Ledger:
     def with_entry(self, entry: Entry) -> "Ledger":
         """Return the ledger with one more entry."""
         files, gone = dict(self.files), set(self.gone)
-        moved = [(new, files.pop(old)) for new, old in entry.moved]  # all are taken out first: names may go round
-        gone -= {old for _, old in entry.moved}
-        files |= {new: replace(file, path=new) for new, file in moved}
-        for seen in entry.seen:
-            path = str(seen["path"])
-            files[path] = replace(files[path], mtime_ns=seen["mtime_ns"], version=seen["version"])
-            gone.discard(path)
-        files |= {file.path: file for file in entry.files}
-        gone = (gone - {file.path for file in entry.files}) | set(entry.gone)
+        _take(entry, files, gone)
         return Ledger((*self.entries, entry), files, frozenset(gone))
 
 
+def _take(entry: Entry, files: dict[str, DoneFile], gone: set[str]) -> None:
+    """Let an entry change what holds."""
+    moved = [(new, files.pop(old)) for new, old in entry.moved]  # all are taken out first: names may go round
+    gone.difference_update(old for _, old in entry.moved)
+    files.update((new, replace(file, path=new)) for new, file in moved)
+    for seen in entry.seen:
+        path = str(seen["path"])
+        files[path] = replace(files[path], mtime_ns=seen["mtime_ns"], version=seen["version"])
+        gone.discard(path)
+    files.update((file.path, file) for file in entry.files)
+    gone.difference_update(file.path for file in entry.files)
+    gone.update(entry.gone)
+
+
 def is_incremental(output: str | Path) -> bool:
-    """Tell whether incremental runs keep an output."""
-    folder = OutputFolder.at(output)
-    return any(folder.store.is_folder(folder.private / name) for name in (_FOLDER, _RUNS))
+    """Tell whether incremental runs keep an output; none does that is in a bucket."""
+    if "://" in str(output):
+        return False
+    private = Path(OutputFolder.at(output).private)
+    return (private / _FOLDER).is_dir() or (private / _RUNS).is_dir()
 
 
 def runs_folder(output: str | Path) -> Path:
@@ -132,19 +140,22 @@ def runs_folder(output: str | Path) -> Path:
 
 def read_ledger(output: str | Path) -> Ledger:
     """Return the ledger of an output; an empty one where there is none. Raises OutputError for one that is damaged."""
-    ledger = Ledger()
+    entries: list[Entry] = []
+    files: dict[str, DoneFile] = {}
+    gone: set[str] = set()
     for number, file in enumerate(_entry_files(output), start=1):
         try:
             entry = Entry.from_json(json.loads(file.read_text(encoding="utf-8")))
             if entry.number != number:
                 raise ValueError(f"it has number {entry.number} and is the {number}th")
-            ledger = ledger.with_entry(entry)
+            _take(entry, files, gone)
+            entries.append(entry)
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise OutputError(
                 f"output.path: {file} cannot be read: {type(error).__name__} {shorten(error, 200)}. Without it nobody "
                 "knows which files are done; put it back from a copy, or choose another output.path"
             ) from error
-    return ledger
+    return Ledger(tuple(entries), files, frozenset(gone))
 
 
 def append(output: str | Path, entry: Entry) -> None:

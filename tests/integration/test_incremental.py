@@ -142,7 +142,7 @@ def test_a_killed_run_is_gone_on_with_and_readers_see_nothing_of_it_before(desk:
     write(desk, "a.parquet", 0, 20)
     job, output = nightly(desk, model={"path": str(slow_model)}), desk.output("partition")
     assert desk.run(job).code == 0
-    write(desk, "b.parquet", 20, 340)
+    write(desk, "b.parquet", 20, 180)
     process = score_scheduled(desk, job, "--address", desk.cluster.address, RAY_AUTH_MODE="disabled")
     runs, deadline = output / "_gptj_batch" / "runs", time.monotonic() + 200
     while not list(runs.glob("*/_gptj_batch/units/unit-*")) and time.monotonic() < deadline and process.poll() is None:
@@ -152,13 +152,13 @@ def test_a_killed_run_is_gone_on_with_and_readers_see_nothing_of_it_before(desk:
     os.killpg(process.pid, signal.SIGKILL)
     process.communicate()
     (begun,) = (folder.name for folder in runs.iterdir())
-    write(desk, "c.parquet", 340, 350)
+    write(desk, "c.parquet", 180, 190)
     ended = desk.run(job)
     assert ended.code == 0, ended.stderr
     _, second, third = read_ledger(output).entries
-    assert second.run == begun and (second.rows, third.rows) == (320, 10)
-    assert run_report(output / f"run={begun}")["rows_this_run"] < 320, "what it had done was not done again"
-    assert sorted(pd.read_parquet(output)["id"]) == list(range(350))
+    assert second.run == begun and (second.rows, third.rows) == (160, 10)
+    assert run_report(output / f"run={begun}")["rows_this_run"] < 160, "what it had done was not done again"
+    assert sorted(pd.read_parquet(output)["id"]) == list(range(190))
 
 
 def test_of_two_runs_at_once_the_second_ends_with_4(desk: Desk) -> None:

@@ -183,6 +183,16 @@ def test_a_late_file_with_an_old_time_is_new(
     assert texts(tmp_path) == rows(a=5, b=40)
 
 
+def test_a_missed_run_is_made_up_for_by_the_next(
+    tmp_path: Path, spine: Spine, write: Write, scheduled: Callable[..., Job]
+) -> None:
+    write("monday.parquet", 3)
+    run_job(scheduled())
+    write("tuesday.parquet", 4), write("wednesday.parquet", 5)
+    run_job(scheduled())
+    assert texts(tmp_path) == rows(monday=3, tuesday=4, wednesday=5) and len(runs(tmp_path)) == 2
+
+
 def test_a_renamed_file_is_not_done_again(
     tmp_path: Path, spine: Spine, write: Write, scheduled: Callable[..., Job], capsys: pytest.CaptureFixture[str]
 ) -> None:

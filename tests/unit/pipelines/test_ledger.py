@@ -110,7 +110,7 @@ class World:
         if begun is not None:
             drop_run(self.output, begun)
         changed = changes(self.found(), ledger, self.hashes, rescore)
-        if not (changed.is_noted or changed.displaced):
+        if not changed.is_noted:
             return
         new = self._entry(ledger, changed)
         append(self.output, new)
@@ -189,7 +189,7 @@ def test_after_any_changes_and_crashes_every_live_file_is_there_exactly_once(mod
     with tempfile.TemporaryDirectory() as folder:
         world = World(str(Path(folder) / "out"), mode)
         steps = [step for changed, end in [(FIRST, ("run", None)), *rounds] for step in (*changed, end)]
-        for time, step in enumerate([*steps, ("run", None)], start=1):
+        for now, step in enumerate([*steps, ("run", None)], start=1):
             if step[0] == "crash":
                 before = world.kept()
                 killed_before_change(step[1], world.run)
@@ -198,7 +198,7 @@ def test_after_any_changes_and_crashes_every_live_file_is_there_exactly_once(mod
                 world.run(step[1])
                 check(world)
             else:
-                change(world, step, time)
+                change(world, step, now)
 
 
 def check(world: World) -> None:
@@ -229,3 +229,14 @@ def test_files_as_they_were_are_not_read() -> None:
     found = changes([(file, "parquet")], ledger, lambda paths: asked.extend(paths) or {})
     assert not asked and not found.is_noted and found.num_unchanged == 1
     assert replace(found, num_unchanged=0) == Changes()
+
+
+def test_many_files_and_nights_are_looked_through(tmp_path: Path) -> None:
+    found = [(FoundFile(f"f{number:06d}", 1, 1, False), "parquet") for number in range(20_000)]
+    everything = tuple(done(file.path, partition=()) for file, _ in found)
+    append(tmp_path, entry(files=everything))
+    for number in range(2, 40):
+        append(tmp_path, entry(number, seen=({"path": "f000001", "mtime_ns": 1, "version": ""},)))
+    ledger = read_ledger(tmp_path)
+    changed = changes(found[:19_000], ledger, dict)
+    assert len(changed.gone) == 1000 and changed.num_unchanged == 19_000
