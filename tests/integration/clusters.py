@@ -4,6 +4,7 @@ import logging
 import os
 import shutil
 import tempfile
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -33,6 +34,8 @@ class RunningCluster:
 
 def add_node(cluster: RunningCluster, node: dict[str, float]) -> None:
     """Add a node; once more where a busy machine lets Ray's own time for it pass."""
+    if threading.current_thread() is not threading.main_thread():
+        cluster.nodes._shutdown_at_exit = False  # handlers of signals are set by the main thread alone
     for is_last in (False, False, True):
         try:
             cluster.nodes.add_node(object_store_memory=OBJECT_STORE_BYTES, temp_dir=str(cluster.folder), **node)

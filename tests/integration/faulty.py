@@ -1,8 +1,9 @@
 """Jobs whose fake backend misbehaves where a test wants it to (`gptj_batch.backends.fake_faults`)."""
 
-import _thread
 import json
+import os
 import shutil
+import signal
 import threading
 import time
 from collections.abc import Callable
@@ -63,7 +64,7 @@ def run_while(desk: Desk, job: Path, num_units: int, then: Callable[[], object])
         try:
             then()
         except BaseException:  # the run may wait for what did not happen
-            _thread.interrupt_main()
+            os.kill(os.getpid(), signal.SIGINT)
             raise
 
     with ThreadPoolExecutor() as pool:
