@@ -72,9 +72,10 @@ def test_vllm_without_vllm_is_refused_with_what_to_install(without_vllm: None) -
 
 
 def test_vllm_is_refused_for_a_task_that_it_cannot_do(with_vllm: None) -> None:
-    with pytest.raises(ConfigError, match=r"task\.regex: .* set backend.kind to native"):
-        check_backend(job({"regex": "a+"}, kind="vllm"))
-    check_backend(job({"regex": "a+"}, kind="auto"))
+    with pytest.raises(ConfigError, match=r"task\.logprobs: .* set backend.kind to native"):
+        check_backend(job({"regex": "a+", "logprobs": True}, kind="vllm"))
+    check_backend(job({"regex": "a+", "logprobs": True}, kind="auto"))
+    check_backend(job({"regex": "a+"}, kind="vllm"))
     check_backend(job(kind="vllm", engine_kwargs={"gpu_memory_utilization": 0.8}, tensor_parallel=2))
 
 
