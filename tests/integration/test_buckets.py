@@ -34,7 +34,7 @@ class Work:
 
     def __init__(self, folder: Path, endpoint: Endpoint) -> None:
         self._folder, self._endpoint = folder, endpoint
-        workload = Workload(folder, num_rows=160, request_s=0.03)
+        workload = Workload(folder, num_rows=160, request_s=0.2)
         self._job = workload.job("local")
         bucket, _ = fs.FileSystem.from_uri("s3://jobs")
         fs.copy_files(str(folder / "input"), "jobs/input", destination_filesystem=bucket)
@@ -68,9 +68,11 @@ def interrupted(work: Work) -> Work:
     """A run that was killed as a whole when some units were there; while it lived, a second one was refused."""
     first = work.start(*work.run_arguments())
     folder = OutputFolder.at(TARGET)
-    while first.poll() is None and not folder.unit_indices():
+    while first.poll() is None and not folder.store.is_folder(folder.private):
         time.sleep(0.05)
     second = work.command(*work.run_arguments())
+    while first.poll() is None and not folder.unit_indices():
+        time.sleep(0.05)
     os.killpg(first.pid, signal.SIGKILL)
     first.communicate()
     assert first.returncode == -signal.SIGKILL and folder.unit_indices()
