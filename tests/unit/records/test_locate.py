@@ -148,3 +148,9 @@ def test_the_hub_is_a_file_system_and_one_message_where_it_cannot_be_reached():
     assert (place.path, place.public("datasets/x")) == ("datasets/owner/name@main/data/*.parquet", "hf://datasets/x")
     with pytest.raises(InputError, match=r'input\.path: "hf://datasets/owner/name" cannot be listed: .*'):
         find_files("hf://datasets/owner/name")
+
+
+def test_credentials_in_a_path_are_refused_and_not_repeated() -> None:
+    with pytest.raises(ConfigError, match="has credentials in it") as refused:
+        locate("s3://key:hidden@bucket/rows.parquet")
+    assert "hidden" not in str(refused.value)
