@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from pyarrow import fs
-from s3_endpoint import SECRET, Endpoint, Fault, running_endpoint
+from unit.records.s3_endpoint import SECRET, Endpoint, Fault, running_endpoint
 
 from gptj_batch.records.output import OutputFolder
 from integration.running import Outcome, environment, outcome, start_command
