@@ -160,7 +160,7 @@ def _report(options: argparse.Namespace) -> int:
 
 
 def _verify(options: argparse.Namespace) -> int:
-    if Path(options.config).is_dir():
+    if Path(options.config).is_dir() or options.config.startswith(("s3://", "gs://")):
         from jobs.recount import recount
 
         return recount(options.config)

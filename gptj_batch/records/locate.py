@@ -68,6 +68,11 @@ def locate(path: str) -> Place:
             f"input.path: {uri.scheme}:// is not read; local paths, s3://, gs:// and hf:// are. Copy the files to one "
             "of these"
         )
+    if "@" in uri.netloc:  # what stands before it is not repeated
+        raise ConfigError(
+            f"input.path: {uri.scheme}://...@ has credentials in it, which would be written down with the path; set "
+            "them in the environment"
+        )
     # Only the bucket goes through pyarrow's URI parser: keys may hold spaces, '#' and wildcards.
     key, _, query = path.removeprefix(f"{uri.scheme}://{uri.netloc}").partition("?")
     suffix = f"?{query}" if query else ""

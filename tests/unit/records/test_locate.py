@@ -163,3 +163,9 @@ def test_runs_that_go_on_out_of_sight_make_no_output_unfinished(tmp_path):
     (tmp_path / "run=1" / "_SUCCESS").unlink()
     with pytest.raises(InputError, match="run=1 is the output of a gptj-batch run that has not finished"):
         find_files(str(tmp_path))
+
+
+def test_credentials_in_a_path_are_refused_and_not_repeated() -> None:
+    with pytest.raises(ConfigError, match="has credentials in it") as refused:
+        locate("s3://key:hidden@bucket/rows.parquet")
+    assert "hidden" not in str(refused.value)

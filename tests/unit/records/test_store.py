@@ -9,7 +9,6 @@ from uuid import uuid4
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from s3_endpoint import SECRET, Fault, running_endpoint
 
 from gptj_batch.errors import ConfigError, OutputError, OutputInUseError
 from gptj_batch.records.beside import begin_beside, beside, change_places, recover
@@ -23,6 +22,8 @@ from gptj_batch.records.progress import clean, contents, save_plan
 from gptj_batch.records.publish import is_complete, publish
 from gptj_batch.records.read import list_files
 from gptj_batch.records.write import write_unit
+
+from .s3_endpoint import SECRET, Fault, running_endpoint
 
 FORM = PartForm(target_file_bytes=1)
 BY = PartForm(target_file_bytes=10**9, partition_by=("by",))

@@ -1,0 +1,143 @@
+"""Jobs from bucket to bucket, on an S3 endpoint of this machine: whole runs as users start them."""
+
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from pyarrow import fs
+from unit.records.s3_endpoint import SECRET, Endpoint, Fault, running_endpoint
+
+from gptj_batch.records.output import OutputFolder
+from integration.running import Outcome, environment, outcome, start_command
+from jobs.soak import Workload
+
+pytestmark = pytest.mark.timeout(900)
+
+TARGET = "s3://jobs/team/output"
+
+
+@pytest.fixture(scope="module")
+def endpoint() -> Iterator[Endpoint]:
+    with running_endpoint() as endpoint:
+        endpoint.make_bucket("jobs")
+        yield endpoint
+
+
+class Work:
+    """A job whose input is in the bucket, and what a local run made of it."""
+
+    def __init__(self, folder: Path, endpoint: Endpoint) -> None:
+        self._folder, self._endpoint = folder, endpoint
+        workload = Workload(folder, num_rows=160, request_s=0.2)
+        self._job = workload.job("local")
+        bucket, _ = fs.FileSystem.from_uri("s3://jobs")
+        fs.copy_files(str(folder / "input"), "jobs/input", destination_filesystem=bucket)
+        assert self.command("run", str(self._job)).code == 0
+        self.local = pq.read_table(workload.output("local"))
+
+    def start(self, *arguments: str, **settings: str) -> "subprocess.Popen[str]":
+        env = environment(self._folder, **{**self._endpoint.environment, **settings})
+        return start_command(list(arguments), env, self._folder)
+
+    def command(self, *arguments: str, **settings: str) -> Outcome:
+        ended = outcome(self.start(*arguments, **settings))
+        assert SECRET not in ended.stdout + ended.stderr
+        return ended
+
+    def run_arguments(self, *overrides: str, target: str = TARGET) -> list[str]:
+        return ["run", str(self._job), "input.path=s3://jobs/input", f"output.path={target}", *overrides]
+
+    def table(self, target: str = TARGET) -> pa.Table:
+        bucket, path = fs.FileSystem.from_uri(target)
+        return pq.read_table(path, filesystem=bucket)
+
+
+@pytest.fixture(scope="module")
+def work(tmp_path_factory: pytest.TempPathFactory, endpoint: Endpoint) -> Work:
+    return Work(tmp_path_factory.mktemp("work"), endpoint)
+
+
+@pytest.fixture(scope="module")
+def interrupted(work: Work) -> Work:
+    """A run that was killed as a whole when some units were there; while it lived, a second one was refused."""
+    first = work.start(*work.run_arguments())
+    folder = OutputFolder.at(TARGET)
+    while first.poll() is None and not folder.store.is_folder(folder.private):
+        time.sleep(0.05)
+    second = work.command(*work.run_arguments())
+    while first.poll() is None and not folder.unit_indices():
+        time.sleep(0.05)
+    os.killpg(first.pid, signal.SIGKILL)
+    first.communicate()
+    assert first.returncode == -signal.SIGKILL and folder.unit_indices()
+    assert second.code == 4 and "is held by another run that is alive" in second.stderr
+    return work
+
+
+@pytest.fixture(scope="module")
+def finished(interrupted: Work, endpoint: Endpoint) -> Work:
+    """The same run to its end, while the service is slow, refuses for a moment, and cuts connections off."""
+    with endpoint.with_faults(
+        Fault("GET", "half", "input", times=1),
+        Fault("GET", "status", times=4),
+        Fault("PUT", "status", times=4),
+        Fault("PUT", "reset", "units", times=1),
+        Fault("GET", "slow", times=3),
+    ):
+        ended = interrupted.command(*interrupted.run_arguments())
+    assert ended.code == 0, ended.stderr
+    assert "were done before" in ended.stderr
+    return interrupted
+
+
+def test_what_was_killed_and_run_again_is_what_a_local_run_makes(finished: Work) -> None:
+    assert finished.table().to_pylist() == finished.local.to_pylist()
+    folder = OutputFolder.at(TARGET)
+    assert folder.store.names(folder.private) == ["config.yaml", "plan.json", "report.html", "run.json"]
+    for name in folder.store.names(folder.private):
+        assert SECRET.encode() not in folder.store.read(folder.private / name)
+
+
+def test_the_commands_take_an_output_in_a_bucket(finished: Work) -> None:
+    verified = finished.command("verify", TARGET)
+    assert verified.code == 0 and "everything agrees" in verified.stdout, verified.stderr
+    assert finished.command("report", TARGET).code == 0
+    retried = finished.command("retry", TARGET)
+    assert retried.code == 2 and "is in a bucket" in retried.stderr
+    again = finished.command(*finished.run_arguments())
+    assert again.code == 0 and "Nothing to do" in again.stderr
+
+
+def test_another_configuration_is_refused_and_overwrites_if_that_is_asked_for(finished: Work) -> None:
+    before = finished.table()
+    refused = finished.command(*finished.run_arguments("task.seed=2"))
+    assert refused.code == 2 and "task.seed: 1 -> 2" in refused.stderr
+    ended = finished.command(*finished.run_arguments("task.seed=2", "output.on_exists=overwrite"))
+    assert ended.code == 0, ended.stderr
+    after = finished.table()
+    assert after.column("id").equals(before.column("id")) and not after.equals(before)
+    folder = OutputFolder.at(TARGET)
+    assert "next" not in folder.store.names(folder.private)
+
+
+def test_a_put_that_is_refused_ends_the_run_with_where_and_what_to_do(work: Work, endpoint: Endpoint) -> None:
+    with endpoint.with_faults(Fault("PUT", "status", "refused/_gptj_batch/units", status=403)):
+        ended = work.command(*work.run_arguments(target="s3://jobs/refused"))
+    assert ended.code == 1
+    assert "PUT of s3://jobs/refused/_gptj_batch/units/unit-" in ended.stderr
+    assert "Allow it to the run's credentials" in ended.stderr
+
+
+def test_a_bucket_or_credentials_that_are_not_there_are_said_before_anything_runs(work: Work) -> None:
+    missing = work.command(*work.run_arguments(target="s3://nowhere/out"))
+    assert missing.code == 2 and "NoSuchBucket" in missing.stderr and len(missing.stderr.splitlines()) == 1
+    nameless = work.command(
+        "run", str(work._job), f"output.path={TARGET}", AWS_ACCESS_KEY_ID="", AWS_SECRET_ACCESS_KEY=""
+    )
+    assert nameless.code == 2 and "output.path" in nameless.stderr, nameless.stderr
