@@ -8,7 +8,7 @@ import pyarrow as pa
 import pyarrow.fs
 import pyarrow.parquet as pq
 import pytest
-from s3_endpoint import Endpoint, running_endpoint
+from unit.records.s3_endpoint import Endpoint, running_endpoint
 
 from integration.clusters import running_cluster
 from integration.desk import GENERATE, GENERATED, Desk
