@@ -147,6 +147,19 @@ class Int8Weights:
         return _Int8Linear(_joined(layers), activation)
 
 
+def saturates_in_int8() -> bool:
+    """Tell whether products of 8 bits are wrong on this CPU.
+
+    Without VNNI, oneDNN adds two products in 16 bits, which hold them only if they are small (its documentation,
+    "Nuances of int8 computations"). So the largest are tried.
+    """
+    layer = nn.Linear(64, 16, bias=False)
+    with torch.inference_mode():
+        layer.weight.fill_(1.0)
+        product = Int8Weights().make([layer])(torch.ones(2, 64))
+    return bool((product - 64).abs().max() > 1)
+
+
 class _Int8Linear:
     def __init__(self, layer: nn.Linear, activation: str | None) -> None:
         weight = layer.weight.detach().float()

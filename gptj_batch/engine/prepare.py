@@ -9,7 +9,14 @@ from gptj_batch.engine.cpu_kernels.build import KernelsUnavailable, load_library
 from gptj_batch.engine.cpu_rows import CpuRowAttention
 from gptj_batch.engine.cuda_path import choose_path
 from gptj_batch.engine.kv_cache import KVCache
-from gptj_batch.engine.linear import Int8Weights, JoinedWeights, LinearFactory, PackedWeights, SharedWeights
+from gptj_batch.engine.linear import (
+    Int8Weights,
+    JoinedWeights,
+    LinearFactory,
+    PackedWeights,
+    SharedWeights,
+    saturates_in_int8,
+)
 from gptj_batch.engine.paged_attention import PagedAttention, TorchPagedAttention
 from gptj_batch.engine.runner import Runner
 from gptj_batch.engine.tree_attend import RowAttention, TorchRowAttention
@@ -27,6 +34,11 @@ def prepare_body(model: HeadModel, *, take_weights: bool, in_int8: bool = False)
         problem = why_no_cpu_kernels(model.device, model.dtype, TILE_TOKENS)
         if problem is not None:
             raise ConfigError(f"dtype int8 needs the C++ kernels for a CPU: {problem}; or use bfloat16")
+        if saturates_in_int8():
+            raise ConfigError(
+                "dtype int8 needs a CPU that multiplies 8 bits exactly (one with VNNI), and this one cuts off large sums; "
+                "use float32, or bfloat16 where the CPU has it"
+            )
         return Body(model, Int8Weights())
     return Body(model, _linears(model.device, model.dtype) if take_weights else SharedWeights())
 

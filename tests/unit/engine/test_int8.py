@@ -1,5 +1,7 @@
 """Layers in 8 bits, and the kernels that bring rows there and back."""
 
+from contextlib import nullcontext
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -8,7 +10,7 @@ from torch import nn
 from gptj_batch.engine import Engine
 from gptj_batch.engine.cpu_kernels.build import KernelsUnavailable, load_library
 from gptj_batch.engine.cpu_kernels.int8 import finish, quantize
-from gptj_batch.engine.linear import Int8Weights
+from gptj_batch.engine.linear import Int8Weights, saturates_in_int8
 from gptj_batch.errors import ConfigError
 from gptj_batch.model import GPTJForCausalLM
 from gptj_batch.model.block import ACTIVATION_FUNCTIONS
@@ -51,6 +53,8 @@ def test_finishing_scales_adds_and_activates(with_gelu: bool, has_plus: bool) ->
 
 @pytest.mark.parametrize("activation", [None, *ACTIVATION_FUNCTIONS])
 def test_a_layer_is_near_the_exact_one_and_a_row_does_not_depend_on_the_others(activation: str | None) -> None:
+    if saturates_in_int8():
+        pytest.skip("this CPU cuts off large sums of 8-bit products (no VNNI); such a job is refused")
     layer = nn.Linear(96, 80)
     weight, bias = layer.weight.detach().clone(), layer.bias.detach().clone()
     x = torch.randn(33, 96)
@@ -78,6 +82,16 @@ def test_int8_is_refused_where_there_are_no_kernels_for_it(model: GPTJForCausalL
     half = GPTJForCausalLM(model.config).half()
     with pytest.raises(ConfigError, match=r"int8 needs the C\+\+ kernels for a CPU: they have no float16"):
         Engine(half, take_weights=True, in_int8=True)
+
+
+@pytest.mark.parametrize("saturates", [False, True])
+def test_int8_is_refused_where_sums_would_be_cut_off(
+    model: GPTJForCausalLM, saturates: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("gptj_batch.engine.prepare.saturates_in_int8", lambda: saturates)
+    model = GPTJForCausalLM(model.config)
+    with pytest.raises(ConfigError, match="cuts off large sums") if saturates else nullcontext():
+        Engine(model, take_weights=True, in_int8=True)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

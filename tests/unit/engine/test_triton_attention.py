@@ -2,6 +2,7 @@
 
 import os
 
+import numpy
 import pytest
 import torch
 from torch import Tensor
@@ -124,6 +125,10 @@ def test_a_chunk_of_several_tiles() -> None:
 
 
 def test_a_prompt_has_the_same_bits_however_it_is_cut() -> None:
+    # The interpreter multiplies by numpy, and on some CPUs its BLAS treats a row by its place in the matrix.
+    left, right = (numpy.random.default_rng(0).standard_normal((16, 16), numpy.float32) for _ in range(2))
+    if any((numpy.roll(left, by, 0) @ right != numpy.roll(left @ right, by, 0)).any() for by in range(16)):
+        pytest.skip("numpy's products depend on a row's place on this machine, and so the interpreter's")
     rows = Scattered([90], (1, 16, 16), torch.float32)
     whole = prefilled(rows, (0, 0, 90))[0]
     pieces = [prefilled(rows, (0, first, stop))[0] for first, stop in ((0, 33), (33, 34), (34, 90))]

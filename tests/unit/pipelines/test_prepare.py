@@ -569,9 +569,9 @@ def test_results_without_a_plan_are_not_gone_on_with(make_job: MakeJob) -> None:
     assert len(claim_output(prepare(make_job(output={"on_exists": "overwrite"})))) == 4
 
 
-def test_a_bucket_is_refused_as_an_output(make_job: MakeJob) -> None:
-    with pytest.raises(ConfigError, match=r"output\.path: s3:// is not written to"):
-        claim_output(prepare(make_job(output={"path": "s3://bucket/out"})))
+def test_a_hub_is_refused_as_an_output(make_job: MakeJob) -> None:
+    with pytest.raises(ConfigError, match=r"output\.path: hf:// is not written to"):
+        claim_output(prepare(make_job(output={"path": "hf://datasets/owner/name/out"})))
 
 
 def test_one_split_of_a_dataset_is_prepared(make_job: MakeJob, tmp_path: Path) -> None:
