@@ -36,8 +36,8 @@ def prepare_body(model: HeadModel, *, take_weights: bool, in_int8: bool = False)
             raise ConfigError(f"dtype int8 needs the C++ kernels for a CPU: {problem}; or use bfloat16")
         if saturates_in_int8():
             raise ConfigError(
-                "dtype int8 needs a CPU that multiplies 8 bits exactly (one with VNNI), and this one cuts off large sums; "
-                "use float32, or bfloat16 where the CPU has it"
+                "dtype int8 needs a CPU that multiplies 8 bits exactly (one with VNNI), and this one cuts off large "
+                "sums; use float32, or bfloat16 where the CPU has it"
             )
         return Body(model, Int8Weights())
     return Body(model, _linears(model.device, model.dtype) if take_weights else SharedWeights())
