@@ -32,7 +32,7 @@ def problems(file: JobFile, error: ValidationError, root: type[BaseModel]) -> li
             types[location].append(_TYPES[details["type"]])
     for location, names in types.items():
         value = _value(file.values, location)
-        hint = "; put a text in quotes" if isinstance(value, dict) and "a text" in names else ""
+        hint = "; put a text in quotes" if isinstance(value, dict | bool | int | float) and "a text" in names else ""
         lines.append(_line(file, location, f"must be {' or '.join(names)}, got {_shown(value)}{hint}"))
     return list(dict.fromkeys(lines))
 

@@ -138,8 +138,8 @@ def test_a_wrong_label_is_one_line_that_points_at_it(labels: str, message: str) 
 
 def test_labels_that_yaml_reads_as_truths_are_each_named() -> None:
     assert refusal(classify("[true, false]")).splitlines() == [
-        "job.yaml:4:44: task.labels.0: must be a text, got True",
-        "job.yaml:4:50: task.labels.1: must be a text, got False",
+        "job.yaml:4:44: task.labels.0: must be a text, got True; put a text in quotes",
+        "job.yaml:4:50: task.labels.1: must be a text, got False; put a text in quotes",
     ]
 
 
