@@ -6,9 +6,6 @@ BIN := .venv/bin
 PIP_ARGS ?=
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c infra/constraints.txt $(PIP_ARGS)
 
-# Two processes, a file at a time: most of what these tests do is to wait for Ray.
-TWO := -n 2 --dist loadfile
-
 .PHONY: demo test test-all test-vllm check bench soak clean
 
 demo: .venv/runtime
@@ -17,10 +14,11 @@ demo: .venv/runtime
 test: .venv/dev
 	$(MAKE) .venv/unit
 	$(BIN)/python -m pytest tests/parity -q
-	$(BIN)/python -m pytest tests/integration -q $(TWO)
+	$(BIN)/python -m pytest tests/integration -q -m "not extended"
 
-# The same, and the tests of vLLM's backend.
+# The same, the longer integration tests (buckets, lost machines, every setting of every task), and those of vLLM's backend.
 test-all: test test-vllm
+	$(BIN)/python -m pytest tests/integration -q -m extended
 
 # vLLM's backend on the CPU build of vLLM, in an environment of its own, made once in minutes; see jobs/bench/vllm_env.py.
 # Where it cannot be made, this says why, and is no failure.

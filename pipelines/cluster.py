@@ -97,6 +97,19 @@ def _signals_kept() -> Iterator[None]:
 
 
 def _start_local(folder: str) -> None:
+    """Start a cluster, and once more where a busy machine took longer than the 30 seconds that Ray waits for it."""
+    import ray
+
+    try:
+        _init_local(folder)
+    except Exception as error:
+        if "timed out during startup" not in str(error):
+            raise
+        ray.shutdown()
+        _init_local(folder)
+
+
+def _init_local(folder: str) -> None:
     import ray
 
     ray.init(

@@ -17,7 +17,7 @@ from gptj_batch.records.output import OutputFolder
 from integration.running import Outcome, environment, outcome, start_command
 from jobs.soak import Workload
 
-pytestmark = pytest.mark.timeout(900)
+pytestmark = [pytest.mark.timeout(900), pytest.mark.extended]
 
 TARGET = "s3://jobs/team/output"
 

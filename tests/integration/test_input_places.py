@@ -15,7 +15,7 @@ from integration.desk import GENERATE, GENERATED, Desk
 from integration.running import output_table
 from integration.tiny_model import TinyModel
 
-pytestmark = pytest.mark.timeout(600)
+pytestmark = [pytest.mark.timeout(600), pytest.mark.extended]
 
 FAKE = {"backend": {"kind": "fake"}}
 ROWS = [{"id": i, "text": f"row {i}"} for i in range(70)]

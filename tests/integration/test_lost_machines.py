@@ -18,7 +18,7 @@ from integration.running import environment, outcome, output_table, run_report, 
 from integration.tiny_model import TinyModel
 from jobs.soak import kill_one
 
-pytestmark = [pytest.mark.timeout(900), pytest.mark.slow]
+pytestmark = [pytest.mark.timeout(900), pytest.mark.slow, pytest.mark.extended]
 
 NUM_ROWS = 320
 SLOW = {"request_s": 0.02}

@@ -10,7 +10,7 @@ import pytest
 from integration.desk import GENERATE, Desk
 from integration.running import output_table
 
-pytestmark = pytest.mark.timeout(600)
+pytestmark = [pytest.mark.timeout(600), pytest.mark.extended]
 
 FAKE = {"kind": "fake"}
 NUM_FILES = 10_000

@@ -13,7 +13,7 @@ from integration.desk import GENERATE, MAX_NEW_TOKENS, Desk
 from integration.running import output_table
 from integration.tiny_model import END_OF_TEXT, N_POSITIONS, TinyModel
 
-pytestmark = pytest.mark.timeout(600)
+pytestmark = [pytest.mark.timeout(600), pytest.mark.extended]
 
 TEXTS = ["The team won.", "Shares fell.", "A new chip", "The minister met", "the match", "a speed"]
 
