@@ -55,7 +55,7 @@ def _read_report(job: Job) -> Report:
     report = read_report(job.output.path)
     if report is None:
         raise OutputError(f"output.path: {job.output.path} has no run.json that can be read; run its job again first")
-    return report
+    return replace(report, output=job.output.path)  # where it is now: it may have been moved
 
 
 def _counted_again(run: Run, before: Report, retried: Report) -> Report:

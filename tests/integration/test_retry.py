@@ -94,7 +94,7 @@ def test_failed_rows_are_done_again_in_place(failed: Desk, trouble: Path, expect
     assert output_table(failed.output()).to_pylist() == expected, "sampled by the names that the rows had"
     report = run_report(failed.output())
     assert (report["rows"], report["done"], report["failed"], report["errors"]) == (150, 150, 0, {})
-    assert (report["exit_code"], report["reason"]) == (0, "complete")
+    assert (report["exit_code"], report["reason"], report["output"]) == (0, "complete", str(failed.output()))
     assert success(failed) == before
     assert sorted(path.name for path in failed.output().iterdir()) == names
     private = {path.name for path in (failed.output() / "_gptj_batch").iterdir()}
