@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from integration.desk import GENERATE, Desk
-from integration.running import Outcome
+from integration.running import Outcome, output_table
 from integration.tiny_model import TinyModel
 
 # Each is one token of the tiny tokenizer, and stands in no other text of these tests.
@@ -51,6 +51,14 @@ def faulty_job(
     pq.write_table(table, source)
     settings = {"backend": {"kind": "fake"}, "errors": {"max_failed_rows": 0.5}, **blocks}
     return desk.job(source, GENERATE, name, model={"path": str(model)}, **settings)
+
+
+def undisturbed_rows(desk: Desk, num_rows: int) -> list[dict[str, Any]]:
+    """Run a job over texts that nothing is wrong with, and return its rows."""
+    ended = desk.run(faulty_job(desk, texts(num_rows)))
+    assert ended.code == 0, ended.stderr
+    rows: list[dict[str, Any]] = output_table(desk.output()).to_pylist()
+    return rows
 
 
 def run_while(desk: Desk, job: Path, num_units: int, then: Callable[[], object]) -> Outcome:

@@ -15,7 +15,7 @@ from gptj_batch.stages.careful import RowCare
 from gptj_batch.stages.careful_stage import CarefulStage, Stage
 from integration.clusters import connect
 from integration.desk import Desk
-from integration.faulty import DEAD, HANG, KILL, MEMORY, faulty_job, texts
+from integration.faulty import DEAD, HANG, KILL, MEMORY, faulty_job, texts, undisturbed_rows
 from integration.probes import Deadly, MakeRows
 from integration.running import Outcome, output_table, run_report
 from pipelines.ray_errors import as_ours
@@ -29,10 +29,7 @@ NUM_ROWS, UNIT_ROWS = 150, 32
 @pytest.fixture(scope="module")
 def expected(new_desk: Callable[[str], Desk]) -> list[dict[str, Any]]:
     """The rows of a run over the same rows without marks."""
-    desk = new_desk("undisturbed")
-    assert desk.run(faulty_job(desk, texts(NUM_ROWS))).code == 0
-    rows: list[dict[str, Any]] = output_table(desk.output()).to_pylist()
-    return rows
+    return undisturbed_rows(new_desk("undisturbed"), NUM_ROWS)
 
 
 def check_all_but(desk: Desk, ended: Outcome, bad: dict[int, str], expected: list[dict[str, Any]]) -> None:

@@ -13,7 +13,7 @@ import pytest
 
 from integration.clusters import RunningCluster, add_node, running_cluster
 from integration.desk import Desk
-from integration.faulty import faulty_job, run_while, texts
+from integration.faulty import faulty_job, run_while, texts, undisturbed_rows
 from integration.running import environment, outcome, output_table, run_report, start_command
 from integration.tiny_model import TinyModel
 from jobs.soak import kill_one
@@ -36,10 +36,7 @@ def three_nodes() -> Iterator[RunningCluster]:
 
 @pytest.fixture(scope="module")
 def expected(new_desk: Callable[[str], Desk]) -> list[dict[str, Any]]:
-    desk = new_desk("undisturbed")
-    assert desk.run(faulty_job(desk, texts(NUM_ROWS))).code == 0
-    rows: list[dict[str, Any]] = output_table(desk.output()).to_pylist()
-    return rows
+    return undisturbed_rows(new_desk("undisturbed"), NUM_ROWS)
 
 
 def kill_node(cluster: RunningCluster, place: int) -> None:

@@ -11,7 +11,7 @@ import pytest
 
 from integration.clusters import RunningCluster, connect
 from integration.desk import Desk
-from integration.faulty import faulty_job, texts
+from integration.faulty import faulty_job, texts, undisturbed_rows
 from integration.running import environment, outcome, output_table, run_report, start_command
 
 pytestmark = [pytest.mark.timeout(900), pytest.mark.slow]
@@ -50,11 +50,7 @@ def units(desk: Desk) -> list[Path]:
 
 @pytest.fixture(scope="module")
 def expected(new_desk: Callable[[str], Desk]) -> list[dict[str, object]]:
-    desk = new_desk("undisturbed")
-    ended = desk.run(faulty_job(desk, texts(NUM_ROWS)))
-    assert ended.code == 0, ended.stderr
-    rows: list[dict[str, object]] = output_table(desk.output()).to_pylist()
-    return rows
+    return undisturbed_rows(new_desk("undisturbed"), NUM_ROWS)
 
 
 def test_a_second_run_is_refused_with_4_and_disturbs_nothing(desk: Desk, expected: list[dict[str, object]]) -> None:
