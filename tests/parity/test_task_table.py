@@ -41,5 +41,5 @@ def test_columns_are_what_transformers_computes(cell: Cell, folder: Path, record
 
 def test_the_table_says_how_many_rows_were_the_same_and_how_far_numbers_are_apart() -> None:
     cell = {"task": "embed", "settings": "mean", "oracle": "hidden_states", "same": 3, "rows": 4}
-    (*_, line) = markdown([{**cell, "number": "coordinate", "largest_difference": 1.25e-6}]).splitlines()
+    (*_, line) = markdown([{**cell, "number": "coordinate", "largest_difference": 1.23e-6}]).splitlines()
     assert line == "| embed | mean | hidden_states | 3 of 4 rows | 1.2e-06 (coordinate) |"
