@@ -2,6 +2,7 @@
 
 import argparse
 import contextlib
+import faulthandler
 import sys
 import traceback
 from collections.abc import Sequence
@@ -17,6 +18,8 @@ if TYPE_CHECKING:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code; what is meant for the user is one paragraph on stderr."""
+    if sys.__stderr__ and not faulthandler.is_enabled():
+        faulthandler.enable(sys.__stderr__)  # native code that crashes says where, on the driver too
     parser = _parser()
     options, left_over = parser.parse_known_args(arguments)
     if left_over:

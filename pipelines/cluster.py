@@ -51,6 +51,8 @@ def set_environment(address: str) -> None:
     """Set what Ray reads when it is imported, but nothing that the user has set."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    # Ray Data keeps the share of a run that was killed for this long; on a small cluster a rerun waits for it.
+    os.environ.setdefault("RAY_DATA_AUTOSCALING_REQUEST_EXPIRE_TIME_S", "30")
     # The driver's part of Ray prints what Ray Data does by design (actors with arguments in the store) as errors.
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     # A cluster of one's own on a machine that others use too: a token that only this process knows keeps them out.
