@@ -10,6 +10,8 @@ from pipelines.ledger import Ledger, is_incremental, read_ledger
 from pipelines.report import RUN_FILE, read_failure, read_report
 from pipelines.report_page import page_path, write_page
 
+EXIT_CUT_OFF = 1
+
 
 def remake_report(output: str) -> int:
     """Print the report of an output and write its page again; return the run's exit code.
@@ -34,10 +36,12 @@ def remake_report(output: str) -> int:
         print(report.summary())
         return report.exit_code
     report = replace(report, output=output)  # as it is called from here
+    if not is_complete(output):
+        print("not complete: every unit is done, but the parts are not published; run the job again to go on")
+        return EXIT_CUT_OFF
     print(report.summary())
-    if is_complete(output):
-        write_page(report)
-        print(f"report: {page_path(report)}")
+    write_page(report)
+    print(f"report: {page_path(report)}")
     return report.exit_code
 
 

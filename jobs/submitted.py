@@ -7,7 +7,7 @@ import shutil
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -30,18 +30,21 @@ CONFIG_FILE = "job.yaml"
 DEFAULT_ADDRESS = "http://127.0.0.1:8265"
 ENDED = ("STOPPED", "SUCCEEDED", "FAILED")
 POLL_S = 0.5
+# Ray goes to what these name rather than to the address that it is given.
+OVERRIDING = ("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS")
 
 
 class Jobs:
     """The jobs of one cluster.
 
-    address: its dashboard, None for RAY_API_SERVER_ADDRESS or this machine's    insecure: without a token to elsewhere
+    address: its dashboard, None for the one in the environment, or this machine's
+    insecure: without a token to another machine
 
     Raises ConfigError where the address may not be used, or nobody answers there.
     """
 
     def __init__(self, address: str | None, *, insecure: bool = False) -> None:
-        self.address = address or os.environ.get("RAY_API_SERVER_ADDRESS") or DEFAULT_ADDRESS
+        self.address = address or _named_dashboard() or DEFAULT_ADDRESS
         _check_secret(self.address, insecure=insecure)
         self._client = _client(self.address)
 
@@ -154,6 +157,13 @@ def _time(milliseconds: int | None) -> str | None:
     return None if not milliseconds else time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(milliseconds / 1000))
 
 
+def _named_dashboard() -> str | None:
+    """Return the dashboard that the environment names; RAY_ADDRESS may name what `run` connects to instead."""
+    ray_address = os.environ.get("RAY_ADDRESS", "")
+    is_dashboard = ray_address.startswith(("http://", "https://"))
+    return os.environ.get("RAY_API_SERVER_ADDRESS") or (ray_address if is_dashboard else None)
+
+
 def _check_secret(address: str, *, insecure: bool) -> None:
     """Raise ConfigError where a job would go over an open line to a cluster that anybody may use.
 
@@ -184,11 +194,23 @@ def _client(address: str) -> "JobSubmissionClient":
         from ray.job_submission import JobSubmissionClient
 
         try:
-            return JobSubmissionClient(address)
+            with _without(OVERRIDING):
+                return JobSubmissionClient(address)
         except (ConnectionError, RuntimeError, ValueError) as error:
             raise ConfigError(
-                f"no Ray cluster answers at {address} (--address, RAY_API_SERVER_ADDRESS): {_first_line(error)}"
+                f"no Ray cluster answers at {address} (--address, RAY_API_SERVER_ADDRESS, RAY_ADDRESS): "
+                f"{_first_line(error)}"
             ) from error
+
+
+@contextmanager
+def _without(names: Sequence[str]) -> Iterator[None]:
+    """Take variables out of the environment for a while."""
+    taken = {name: os.environ.pop(name) for name in names if name in os.environ}
+    try:
+        yield
+    finally:
+        os.environ.update(taken)
 
 
 @contextmanager

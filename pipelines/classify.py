@@ -22,7 +22,8 @@ def classify(data: Any, *, progress: bool = True, **arguments: Any) -> Any:
     prompt: a template over the row's columns, such as "{{ text }}\nTopic:"
     labels: a list, or a dictionary from each label to the text that is scored    likelihood: sum or mean
     calibrate: none or content_free    abstain_below: no label below this probability
-    text, multi_label_threshold, top_k: with method head, whose labels are the checkpoint's
+    top_k: keep so many of the likeliest labels in `label_scores`
+    text, multi_label_threshold: with method head, whose labels are the checkpoint's
     truncate: error, left or right, for a text that does not fit    deduplicate: compute equal prompts once
     """
     from pipelines.notebook import add_columns

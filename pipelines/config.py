@@ -30,7 +30,7 @@ LATER: dict[str, tuple[tuple[Any, ...], str]] = {
     "task.text": ((None,), "it belongs to `classify` with method head, to `score` and to `embed`"),
     "task.top_k": (
         (None, 0),
-        "it belongs to `classify` with method head, to `extract` with method head and to `generate`",
+        "it belongs to `classify`, to `extract` with method head and to `generate`; by prompt, max_answers is as many",
     ),
     "task.multi_label_threshold": ((None,), "it belongs to `classify` with method head"),
     "task.prompt": ((None,), "it belongs to `generate`, and to `classify` and `extract` with method prompt"),

@@ -1,9 +1,9 @@
 """The notebook function `generate`: continue a prompt.
 
 Reads: the columns that the template `prompt` names.
-Adds: `generated_text` (string; a list with num_samples > 1), `finish_reason` ("stop" or "length"), `num_prompt_tokens`
-and `num_generated_tokens` (integers); with `logprobs` `generated_logprobs` (list of doubles); `error` (string, null for
-a row that is done; all others are null where it is not).
+Adds: `generated_text` (string), `finish_reason` ("stop" or "length"), `num_prompt_tokens` and `num_generated_tokens`
+(integers); with `logprobs` `generated_logprobs` (list of float32); `error` (string, null for a row that is done; all
+others are null where it is not). With num_samples > 1 all but `num_prompt_tokens` and `error` are lists, one a sample.
 """
 
 from typing import Any

@@ -27,6 +27,7 @@ from gptj_batch.tasks.registry import make_task
 from pipelines.backend_choice import check_backend
 from pipelines.config import Job
 from pipelines.ledger import is_incremental
+from pipelines.lineage import prompt_hash, versions
 
 # Units small enough that a short job keeps several in flight, and no more than the planner handles in a second.
 MIN_UNIT_ROWS, MAX_UNIT_ROWS = 32, 512
@@ -77,11 +78,12 @@ class Run:
     def lineage(self) -> dict[str, Any]:
         """Return what every output file says of its making."""
         return {
-            "gptj_batch": gptj_batch.__version__,
+            "versions": versions(),
             "job": self.job.name,
             "model": self.job.model.path,
             "revision": self.job.model.revision,
             "model_identity": self.model.identity,
+            "prompt_sha256": prompt_hash(self.job.task),
             "task": self.job.task.model_dump(mode="json"),
         }
 

@@ -1,21 +1,18 @@
 """The report of a run: `run.json`, for machines and for the next run, and the summary that is printed."""
 
-import hashlib
 import json
-import platform
 import time
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
-from importlib import metadata
 from typing import Any
 
-import gptj_batch
 from gptj_batch.errors import OutputError
 from gptj_batch.records.output import OutputFolder
 from gptj_batch.records.part_reader import read_column
 from gptj_batch.records.tally import tally_units
 from gptj_batch.tasks.base import ERROR_COLUMN, FREE_TEXT_COLUMNS
 from pipelines.config import ErrorSettings
+from pipelines.lineage import prompt_hash, versions
 from pipelines.prepare import Run
 from pipelines.progress import Counts, duration
 
@@ -23,8 +20,6 @@ RUN_FILE, CONFIG_FILE = "run.json", "config.yaml"
 # Reasons may hold numbers of their row, and then no two are alike; the output's column has all of them.
 MAX_REASONS = 100
 EXIT_DONE, EXIT_TOO_MANY_FAILED = 0, 3
-TEMPLATES = ("prompt", "text", "question", "context")  # the settings of any task that a record is rendered by
-PACKAGES = ("torch", "ray", "pyarrow", "tokenizers", "safetensors")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,7 +84,7 @@ class Report:
             started=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(started)),
             model=run.job.model.path,
             model_identity=run.model.identity,
-            prompt_sha256=prompt_hash(run),
+            prompt_sha256=prompt_hash(run.job.task),
             task=run.job.task.model_dump(mode="json"),
             backend=backend,
             columns=[
@@ -97,11 +92,7 @@ class Report:
                 for name in (*run.task.adds.names, ERROR_COLUMN)
                 if name not in FREE_TEXT_COLUMNS
             ],
-            versions={
-                "gptj-batch": gptj_batch.__version__,
-                "python": platform.python_version(),
-                **{name: metadata.version(name) for name in PACKAGES},
-            },
+            versions=versions(),
         )
         return report.judged(run.job.errors)
 
@@ -140,13 +131,6 @@ class Report:
             lines.append(f"{self.reason[:1].upper()}{self.reason[1:]}: exit code {self.exit_code}")
         lines.append(f"output: {self.output}")
         return "\n".join(lines)
-
-
-def prompt_hash(run: Run) -> str:
-    """Return a hash of the task's templates, whichever it has."""
-    settings = run.job.task.model_dump(mode="json")
-    templates = {name: settings[name] for name in TEMPLATES if settings.get(name) is not None}
-    return hashlib.sha256(json.dumps(templates, sort_keys=True).encode()).hexdigest()
 
 
 def count_errors(run: Run) -> dict[str, int]:

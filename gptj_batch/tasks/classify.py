@@ -51,6 +51,8 @@ class ClassifySettings(Settings):
     """`content_free`: take from each label what the prompt favours it by when it asks about nothing."""
     abstain_below: float | None = Field(default=None, ge=0.0, le=1.0)
     """Where no label's probability is at least this, `label` is null; null always gives a label."""
+    top_k: int | None = Field(default=None, ge=1)
+    """Keep only so many of the likeliest labels in `label_scores`, likeliest first; null keeps all in their order."""
     truncate: TruncationSide = "error"
     """A prompt that does not fit: cut the record's text at its left or right end, or make it the row's error."""
     deduplicate: bool = False
@@ -185,8 +187,9 @@ class ClassifyTask:
     def _labelling(self, scores: Sequence[float]) -> "Labelling":
         row = likeliest(self.labels, scores)
         threshold = self.settings.abstain_below
-        is_unsure = threshold is not None and max(scores) < threshold
-        return row._replace(label=None) if is_unsure else row
+        if threshold is not None and max(scores) < threshold:
+            row = row._replace(label=None)
+        return row.cut(self.settings.top_k)
 
     def columns(self, raw: Sequence[Any], notes: Sequence[Any], tokenizer: Tokenizer) -> list[pa.Array]:
         """Return the added columns."""
@@ -245,11 +248,20 @@ class Labelling(NamedTuple):
     label_score: float | None
     label_scores: list[tuple[str, float]]
 
+    def cut(self, top_k: int | None) -> "Labelling":
+        """Return it with the `top_k` likeliest labels alone, likeliest first; None keeps all in their order."""
+        return self if top_k is None else self._replace(label_scores=likeliest_first(self.label_scores)[:top_k])
+
 
 def likeliest(labels: Sequence[str], scores: Sequence[float]) -> Labelling:
     """Return the label of the highest score, the first of equal ones, with every label's score in their order."""
     best = max(range(len(scores)), key=scores.__getitem__)
     return Labelling(labels[best], scores[best], list(zip(labels, scores, strict=True)))
+
+
+def likeliest_first(scores: Sequence[tuple[str, float]]) -> list[tuple[str, float]]:
+    """Return labels and their scores in falling order; equal ones stay in theirs."""
+    return sorted(scores, key=lambda item: item[1], reverse=True)
 
 
 def label_columns(rows: Sequence[Labelling | None], schema: pa.Schema) -> list[pa.Array]:

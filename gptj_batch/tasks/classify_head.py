@@ -25,7 +25,14 @@ from gptj_batch.prompts.truncation import TruncationSide
 from gptj_batch.requests import AnyRequest, ClassifyRequest
 from gptj_batch.results import AnyResult, Classified
 from gptj_batch.tasks.base import Settings, column
-from gptj_batch.tasks.classify import SCORE_FIELDS, Labelling, label_columns, likeliest, probabilities
+from gptj_batch.tasks.classify import (
+    SCORE_FIELDS,
+    Labelling,
+    label_columns,
+    likeliest,
+    likeliest_first,
+    probabilities,
+)
 from gptj_batch.tasks.prompted import PromptEncoder
 
 
@@ -123,22 +130,16 @@ class ClassifyHeadTask:
             row = above(self.labels, [sigmoid(logit) for logit in logits], self.settings.multi_label_threshold)
         else:
             row = likeliest(self.labels, probabilities(logits, [1] * len(logits)))
-        if self.settings.top_k is None:
-            return row
-        return row._replace(label_scores=_sorted(row.label_scores)[: self.settings.top_k])
+        return row.cut(self.settings.top_k)
 
 
 def above(labels: Sequence[str], scores: Sequence[float], threshold: float) -> Labelling:
     """Return the labels of at least the threshold, likeliest first."""
     of_labels = list(zip(labels, scores, strict=True))
-    chosen = [(label, score) for label, score in _sorted(of_labels) if score >= threshold]
+    chosen = [(label, score) for label, score in likeliest_first(of_labels) if score >= threshold]
     return Labelling([label for label, _ in chosen], chosen[0][1] if chosen else None, of_labels)
 
 
 def sigmoid(logit: float) -> float:
     """Return 1 / (1 + e^-logit), of any logit."""
     return 1 / (1 + math.exp(-logit)) if logit >= 0 else math.exp(logit) / (1 + math.exp(logit))
-
-
-def _sorted(scores: Sequence[tuple[str, float]]) -> list[tuple[str, float]]:
-    return sorted(scores, key=lambda item: item[1], reverse=True)

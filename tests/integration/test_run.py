@@ -87,7 +87,8 @@ def test_the_lineage_stands_in_the_metadata_of_every_part(generated: tuple[Desk,
         lineage = json.loads(metadata[b"gptj_batch"])
         assert lineage["job"] == "test-job"
         assert lineage["model_identity"] == report["model_identity"]
-        assert lineage["task"] == report["task"]
+        for name in ("task", "prompt_sha256", "versions"):
+            assert lineage[name] == report[name]
         assert lineage["backend"]["kind"] == "native"
         assert metadata[b"who"] == b"tests", "the input's own metadata"
 

@@ -10,6 +10,7 @@ from whole_runs import TEXTS, Spine, job, report, write
 
 import jobs.run
 from gptj_batch.errors import BackendError, ConfigError, OutputError
+from jobs.report import remake_report
 from jobs.run import run_job
 from pipelines.config import check_job
 from pipelines.job_file import JobFile
@@ -28,6 +29,22 @@ def test_a_run_leaves_parts_a_report_and_success(
     assert captured.out.startswith("100 rows: 100 done, 0 failed; 100 in this run")
     assert "test-job: 100 rows of 1 files, in 4 units, model" in captured.err
     assert (report(folder)["rows"], report(folder)["backend"]["kind"]) == (100, "fake")
+
+
+def test_units_that_were_not_published_are_no_complete_output(
+    folder: Path, model_folder: Path, spine: Spine, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def die(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr("pipelines.finish.publish", die)
+        run_job(job(folder, model_folder))
+    capsys.readouterr()
+    assert remake_report(str(folder / "out")) == 1
+    assert capsys.readouterr().out.startswith("not complete: ")
+    assert run_job(job(folder, model_folder)) == 0
+    assert remake_report(str(folder / "out")) == 0
 
 
 def test_a_complete_output_is_told_about_and_left_alone(

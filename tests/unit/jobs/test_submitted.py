@@ -1,3 +1,4 @@
+import os
 from pathlib import Path
 from typing import Any
 
@@ -25,10 +26,31 @@ def test_this_machine_needs_no_token_but_somebody_must_answer(address: str) -> N
         Jobs(address)
 
 
-def test_the_address_may_stand_in_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("RAY_API_SERVER_ADDRESS", "http://127.0.0.1:9")
-    with pytest.raises(ConfigError, match=r"127\.0\.0\.1:9"):
+@pytest.mark.parametrize(
+    ("environment", "used"),
+    [
+        ({"RAY_API_SERVER_ADDRESS": "http://127.0.0.1:9", "RAY_ADDRESS": "http://127.0.0.1:7"}, 9),
+        ({"RAY_ADDRESS": "http://127.0.0.1:9"}, 9),
+        ({"RAY_ADDRESS": "127.0.0.1:7"}, 8265),  # what `run` connects to is no dashboard
+    ],
+)
+def test_the_address_may_stand_in_the_environment(
+    monkeypatch: pytest.MonkeyPatch, environment: dict[str, str], used: int
+) -> None:
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(ConfigError, match=rf"answers at http://127\.0\.0\.1:{used} "):
         Jobs(None)
+
+
+def test_an_address_that_is_given_is_the_one_that_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    elsewhere = {"RAY_API_SERVER_ADDRESS": "http://127.0.0.1:7", "RAY_ADDRESS": "127.0.0.1:7"}
+    for name, value in elsewhere.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(ConfigError, match=r"answers at http://127\.0\.0\.1:9 ") as refused:
+        Jobs("http://127.0.0.1:9")
+    assert ":7" not in str(refused.value)
+    assert {name: os.environ[name] for name in elsewhere} == elsewhere
 
 
 @pytest.mark.parametrize(("is_incremental", "script"), [(False, "run"), (True, "score_scheduled")])

@@ -181,7 +181,7 @@ def test_how_text_is_generated_survives_being_written_and_read(override: str, na
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("task.top_k=3", "it belongs to `classify` with method head"),
+        ("task.top_k=0", "task.top_k: must be greater than or equal to 1, got 0"),
         ("task.text={{ text }}", "it belongs to `classify` with method head, to `score` and to `embed`"),
         ("task.multi_label_threshold=0.5", "it belongs to `classify` with method head"),
         ("task.choices=[a, b]", "it belongs to `generate`; `classify` has labels"),
@@ -258,7 +258,7 @@ EMBED = 'name: x\ninput: {path: a}\ntask: {kind: embed, text: "{{ a }}", layer: 
         (EMBED, "task.layer=0.5", "task.layer: must be a whole number, got 0.5"),
         (EMBED, "task.normalize=1", "task.normalize: must be true or false, got 1"),
         (EMBED, "task.text=''", "task.text: must not be empty"),
-        (EMBED, "task.top_k=3", "it belongs to `classify` with method head, to `extract` with method head"),
+        (EMBED, "task.top_k=3", "it belongs to `classify`, to `extract` with method head and to `generate`"),
     ],
 )
 def test_what_score_and_embed_do_not_take_says_so(text: str, override: str, message: str) -> None:
@@ -276,7 +276,7 @@ EXTRACT_PROMPT = (
     ("override", "message"),
     [
         ("task.question=Who?", "it belongs to `extract` with method head; with method prompt it is part of the prompt"),
-        ("task.top_k=2", "it belongs to `classify` with method head, to `extract` with method head and to `generate`"),
+        ("task.top_k=2", "with method head and to `generate`; by prompt, max_answers is as many"),
         ("task.stride_tokens=3", "task.stride_tokens: no such setting"),
         ("task.max_answer=3", "task.max_answer: no such setting; did you mean task.max_answers?"),
         ("task.max_answers=0", "must be greater than or equal to 1, got 0"),
@@ -309,8 +309,9 @@ def test_all_of_it_is_said_at_once() -> None:
 @pytest.mark.parametrize("setting", LATER)
 def test_what_asks_for_nothing_is_let_through_and_is_no_setting(setting: str) -> None:
     block, name = setting.split(".")
+    text = {"prompt": EXTRACT, "labels": EXTRACT, "likelihood": EXTRACT, "calibrate": EXTRACT, "top_k": EMBED}
     for value in LATER[setting][0]:
-        values = parse_job(EXTRACT if name in ("prompt", "labels", "likelihood", "calibrate") else SHORT, "job.yaml")
+        values = parse_job(text.get(name, SHORT), "job.yaml")
         values.values.setdefault(block, {})[name] = value
         assert name not in check_job(values).model_dump().get(block, {})
 

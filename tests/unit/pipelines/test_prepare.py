@@ -419,7 +419,9 @@ def test_the_fingerprint_and_the_lineage_are_plain_values(make_job: MakeJob) -> 
     run = prepare(make_job())
     for facts in (run.fingerprint(), run.lineage()):
         assert json.loads(json.dumps(facts)) == facts
-    assert run.lineage()["task"]["prompt"] == "{{ text }}"
+    lineage = run.lineage()
+    assert lineage["task"]["prompt"] == "{{ text }}" and len(lineage["prompt_sha256"]) == 64
+    assert {"gptj-batch", "torch", "ray", "python"} <= lineage["versions"].keys()
 
 
 # Claiming the output

@@ -284,6 +284,18 @@ def test_a_row_becomes_its_likeliest_label_and_every_probability(tokenizer: Toke
     assert (first, second) == pytest.approx((0.2689414214, 0.7310585786))
 
 
+@pytest.mark.parametrize(("top_k", "kept"), [(1, ["b"]), (2, ["b", "c"]), (9, ["b", "c", "a"])])
+def test_top_k_keeps_the_likeliest_labels_and_their_probabilities(
+    tokenizer: Tokenizer, top_k: int, kept: list[str]
+) -> None:
+    whole, cut = (
+        columns(task(labels=["a", "b", "c"], top_k=k), [labelled(-3.0, -1.0, -2.0)], tokenizer) for k in (None, top_k)
+    )
+    assert [label for label, _ in cut["label_scores"][0]] == kept
+    assert dict(cut["label_scores"][0]).items() <= dict(whole["label_scores"][0]).items()
+    assert (cut["label"], cut["label_score"]) == (whole["label"], whole["label_score"])
+
+
 def test_the_labels_of_a_map_are_reported_and_not_their_texts(tokenizer: Tokenizer) -> None:
     result = columns(task(labels={"bad": "awful", "good": "great"}), [labelled(-1.0, -2.0)], tokenizer)
     assert result["label"] == ["bad"]
