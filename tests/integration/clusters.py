@@ -5,15 +5,17 @@ import os
 import shutil
 import tempfile
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import pytest
 import ray
 from ray.cluster_utils import Cluster
 
+Started = TypeVar("Started")
 HEAD_CPUS = 2
 OBJECT_STORE_BYTES = 1 << 30
 QUICK_HEALTH_CHECKS = {
@@ -36,14 +38,16 @@ def add_node(cluster: RunningCluster, node: dict[str, float]) -> None:
     """Add a node; once more where a busy machine lets Ray's own time for it pass."""
     if threading.current_thread() is not threading.main_thread():
         cluster.nodes._shutdown_at_exit = False  # handlers of signals are set by the main thread alone
-    for is_last in (False, False, True):
-        try:
-            cluster.nodes.add_node(object_store_memory=OBJECT_STORE_BYTES, temp_dir=str(cluster.folder), **node)
-        except Exception:
-            if is_last:
-                raise
-        else:
-            return
+    _patiently(
+        lambda: cluster.nodes.add_node(object_store_memory=OBJECT_STORE_BYTES, temp_dir=str(cluster.folder), **node)
+    )
+
+
+def _patiently(start: Callable[[], Started]) -> Started:
+    for _ in range(2):
+        with suppress(Exception):
+            return start()
+    return start()
 
 
 @contextmanager
@@ -64,7 +68,7 @@ def running_cluster(*nodes: dict[str, float], notices_losses: bool = False) -> I
         head = {"num_cpus": HEAD_CPUS, "object_store_memory": OBJECT_STORE_BYTES, "include_dashboard": False}
         if notices_losses:
             head["_system_config"] = QUICK_HEALTH_CHECKS
-        cluster = Cluster(initialize_head=True, head_node_args={**head, "temp_dir": str(folder)})
+        cluster = _patiently(lambda: Cluster(initialize_head=True, head_node_args={**head, "temp_dir": str(folder)}))
         running = RunningCluster(cluster.address, folder, cluster)
         try:
             for node in nodes:
