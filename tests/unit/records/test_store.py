@@ -152,6 +152,24 @@ def test_a_lease_keeps_others_out_and_leaves_nothing(folder):
         pass
 
 
+def test_another_who_asks_for_the_time_does_not_free_a_lease_that_is_alive(bucket, monkeypatch):
+    modified, refused = BucketStore.modified, []
+
+    def after_another(store, path):
+        if path.name.endswith("-now") and not refused:
+            refused.append(path)
+            with pytest.raises(OutputInUseError):  # it stores its clock, asks and removes it, all before we ask
+                take_lease(bucket.root)
+        return modified(store, path)
+
+    with take_lease(bucket.root) as lease:
+        monkeypatch.setattr(BucketStore, "modified", after_another)
+        with pytest.raises(OutputInUseError, match="held by another run that is alive"):
+            take_lease(bucket.root)
+        lease.check()
+    assert refused and contents(bucket.root) == "nothing"
+
+
 def test_whose_lease_was_taken_over_writes_no_more(bucket):
     with take_lease(bucket.root) as lease:
         bucket.store.create(bucket.private / "lease-00000002.json", b"{}")
