@@ -18,6 +18,7 @@ from gptj_batch.records.read import InputFiles, inspected, with_one_schema
 from jobs.failures import ending, stop_on_signals
 from jobs.limits import TimeLimits
 from jobs.run import complete
+from pipelines.apart import check_apart
 from pipelines.backend_choice import check_backend
 from pipelines.config import Job
 from pipelines.incremental import (
@@ -33,7 +34,7 @@ from pipelines.incremental import (
 )
 from pipelines.ledger import Ledger, Rescore, append, is_incremental, read_ledger
 from pipelines.new_run import NewRun
-from pipelines.prepare import check_apart, result_settings
+from pipelines.prepare import result_settings
 from pipelines.report import EXIT_DONE, EXIT_TOO_MANY_FAILED, write_failure
 from pipelines.run_place import drop_run, open_run, read_todo, run_name, settle, write_todo
 

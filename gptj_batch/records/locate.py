@@ -165,6 +165,20 @@ def _expand(filesystem: Any, root: str, parts: Sequence[str]) -> Iterator[Any]:
             yield info
 
 
+def would_find(path: Sequence[str], pattern: Sequence[str]) -> bool:
+    """Tell whether a glob, or a folder where it is empty, leads to a file; both from the same folder on, in parts."""
+    if not pattern:
+        return not any(part[0] in "_." for part in path)
+    part, rest = pattern[0], pattern[1:]
+    if part == "**" and rest and would_find(path, rest):
+        return True
+    if not path or not fnmatchcase(path[0], "*" if part == "**" else part):
+        return False
+    if path[0][0] in "_." and part[0] not in "_.":
+        return False
+    return would_find(path[1:], pattern if part == "**" and rest else rest)
+
+
 def _below(path: str, root: str) -> tuple[str, ...]:
     return PurePosixPath(path).relative_to(root).parts
 
