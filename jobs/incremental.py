@@ -106,14 +106,14 @@ class _Kept:
         begun = open_run(self.output, ledger)
         todo = None if begun is None else read_todo(self.output, begun)
         if begun is not None and todo is not None and self._goes_on(begun, todo, rescore):
-            found = changes(find(self.job), ledger, hash_files, todo["rescore"])
+            found = changes(find(self.job, ledger), ledger, hash_files, todo["rescore"])
             if (resumed := _resumed(found, todo)) is not None:
                 return make(name=begun, changes=resumed, rescore=todo["rescore"], is_resumed=True)
             _tell(f"run {begun} was interrupted, and its files are not what they were: it is begun anew")
         if begun is not None:
             drop_run(self.output, begun)
         check_same(ledger, self.job, self.settings, rescore)
-        found = changes(find(self.job), ledger, hash_files, rescore)
+        found = changes(find(self.job, ledger), ledger, hash_files, rescore)
         return make(name=run_name(time.time(), ledger), changes=found, rescore=rescore)
 
     def _goes_on(self, begun: str, todo: Mapping[str, Any], rescore: Rescore | None) -> bool:

@@ -137,12 +137,15 @@ def shown(changed: Sequence[str]) -> str:
     return "\n  ".join([*changed[:_MAX_SHOWN], *more])
 
 
-def find(job: Job) -> Found:
-    """List the input's files, without reading any. Raises ConfigError or InputError."""
+def find(job: Job, ledger: Ledger) -> Found:
+    """List the input's files, without reading any. Raises ConfigError or InputError.
+
+    Where files were done before, none may be there now: an inbox may be emptied.
+    """
     paths = dataset_files(input_paths(job), job.input.format, job.input.subset, job.input.split)
-    files = find_files(paths)
+    files = find_files(paths, ledger.files)
     check_found_apart(job, [file.path for file in files])
-    return with_formats(files, job.input.format)
+    return with_formats(files, job.input.format, may_be_none=bool(ledger.files))
 
 
 Hashes = Callable[[Sequence[str]], Mapping[str, str]]

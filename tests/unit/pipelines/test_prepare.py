@@ -19,6 +19,7 @@ from gptj_batch.records.write import write_unit
 from pipelines.apart import check_apart, check_found_apart
 from pipelines.config import Job
 from pipelines.incremental import find
+from pipelines.ledger import Ledger
 from pipelines.prepare import MAX_UNIT_ROWS, MAX_UNITS, MIN_UNIT_ROWS, Run, claim_output, prepare, unit_rows
 
 MakeJob = Callable[..., Job]
@@ -241,7 +242,7 @@ def test_a_file_that_lies_in_the_output_by_a_link_is_refused(
         prepare(make_job(input={"path": f"{records}{pattern}"}))
     with pytest.raises(ConfigError, match=r"lies in the output|holds the input"):
         check_apart(job := make_job(input={"path": f"{records}{pattern}", "incremental": True}))
-        find(job)
+        find(job, Ledger())
 
 
 @pytest.mark.parametrize(

@@ -10,11 +10,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from gptj_batch.errors import ConfigError, OutputError, OutputInUseError
+from gptj_batch.errors import ConfigError, InputError, OutputError, OutputInUseError
 from gptj_batch.records.beside import begin_beside, beside, change_places, recover
 from gptj_batch.records.bucket_store import BucketStore
 from gptj_batch.records.lease import take_lease
-from gptj_batch.records.locate import locate
+from gptj_batch.records.locate import find_files, locate
 from gptj_batch.records.output import OutputFolder
 from gptj_batch.records.part_form import PartForm
 from gptj_batch.records.part_reader import read_column
@@ -256,6 +256,20 @@ def test_an_output_is_an_input(bucket):
     assert list_files(str(bucket.root)).num_rows == 10
     place = locate(str(bucket.root))
     assert pq.read_table(place.path, filesystem=place.filesystem).num_rows == 10
+
+
+@pytest.mark.parametrize("path", ["", "/*.parquet"])
+def test_an_inbox_in_a_bucket_may_be_empty_where_files_of_it_are_known(bucket, path):
+    inbox, file = f"{bucket.root}{path}", f"{bucket.root}/a.parquet"
+    put(bucket, "a.parquet", b"x")
+    assert [found.path for found in find_files(inbox)] == [file]
+    bucket.store.remove(bucket.root / "a.parquet")
+    assert find_files(inbox, known=[file]) == []
+    for known in ([], [f"{bucket.root}-2/a.parquet"]):
+        with pytest.raises(InputError, match="nothing matches"):
+            find_files(inbox, known=known)
+    with pytest.raises(InputError):
+        find_files("s3://no-such-bucket/in/*", known=["s3://no-such-bucket/in/a"])
 
 
 class Cut(Exception):
