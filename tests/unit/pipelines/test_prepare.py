@@ -11,8 +11,11 @@ import pyarrow.parquet as pq
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from obstore.store import MemoryStore
 
 from gptj_batch.errors import CheckpointError, ConfigError, InputError, OutputError
+from gptj_batch.records.beside import beside, change_places
+from gptj_batch.records.bucket_store import BucketStore
 from gptj_batch.records.output import OutputFolder
 from gptj_batch.records.publish import publish
 from gptj_batch.records.write import write_unit
@@ -20,7 +23,7 @@ from pipelines.apart import check_apart, check_found_apart
 from pipelines.config import Job
 from pipelines.incremental import find
 from pipelines.ledger import Ledger
-from pipelines.prepare import MAX_UNIT_ROWS, MAX_UNITS, MIN_UNIT_ROWS, Run, claim_output, prepare, unit_rows
+from pipelines.prepare import MAX_UNIT_ROWS, MAX_UNITS, MIN_UNIT_ROWS, Run, claim_output, placed, prepare, unit_rows
 
 MakeJob = Callable[..., Job]
 
@@ -531,13 +534,13 @@ def output_of(run: Run) -> OutputFolder:
 
 def finish_unit(run: Run, index: int) -> None:
     num_rows = run.plan.unit(index).num_rows
-    write_unit(pa.table({"error": pa.nulls(num_rows, pa.string())}), run.job.output.path, index)
+    write_unit(pa.table({"error": pa.nulls(num_rows, pa.string())}), run.folder, index)
 
 
 def finish(run: Run) -> None:
     for index in range(run.plan.num_units):
         finish_unit(run, index)
-    publish(run.job.output.path, run.plan.num_units, run.job.output.form)
+    publish(run.folder, run.plan.num_units, run.job.output.form)
 
 
 @pytest.mark.parametrize("on_exists", ["resume", "overwrite", "fail"])
@@ -672,6 +675,28 @@ def test_results_without_a_plan_are_not_gone_on_with(make_job: MakeJob) -> None:
 def test_a_hub_is_refused_as_an_output(make_job: MakeJob) -> None:
     with pytest.raises(ConfigError, match=r"output\.path: hf:// is not written to"):
         claim_output(prepare(make_job(output={"path": "hf://datasets/owner/name/out"})))
+
+
+@pytest.mark.parametrize("left", [["part-00001-1.parquet"], ["part-00000-1.parquet", "part-00001-1.parquet"]])
+def test_what_an_overwrite_in_a_bucket_left_half_removed_is_in_no_later_ones_way(
+    make_job: MakeJob, monkeypatch: pytest.MonkeyPatch, left: list[str]
+) -> None:
+    client = MemoryStore()
+    monkeypatch.setattr(BucketStore, "of", lambda bucket: BucketStore(client))
+    job = make_job(output={"path": "s3://memory/out", "on_exists": "overwrite"})
+    claim_output(first := placed(prepare(job)))
+    finish(first)
+    # The objects go in batches of a thousand, by their names: the plan is among the first, and parts the last.
+    new = OutputFolder.at(beside(job.output.path))
+    for name in left:
+        new.store.write(new.root / name, b"of the output that is in its place by now")
+    again = placed(prepare(job))
+    assert again.is_beside and claim_output(again).tolist() == [0, 1, 2, 3]
+    finish(again)
+    assert [part.name for part in OutputFolder.at(again.folder).parts()] == ["part-00000-1.parquet"]
+    change_places(job.output.path)
+    assert [part.name for part in output_of(again).parts()] == ["part-00000-1.parquet"]
+    assert not new.store.is_folder(new.root)
 
 
 def test_one_split_of_a_dataset_is_prepared(make_job: MakeJob, tmp_path: Path) -> None:
