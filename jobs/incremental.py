@@ -57,6 +57,7 @@ def run_incremental(
         _check_owner(job)
         settings = result_settings(job, read_facts(job.model.path, job.model.revision, job.task.head))
         with take_lease(job.output.path) as lease:
+            _check_owner(job)  # another run may have made it since
             # as JSON has them, which is how the ledger has those of the runs before
             kept = _Kept(job, json.loads(json.dumps(settings)), lease, address, limits or TimeLimits())
             return kept.bring_up_to_date(rescore)

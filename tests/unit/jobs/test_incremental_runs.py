@@ -15,7 +15,7 @@ from whole_runs import Spine, job
 
 import jobs.incremental
 from gptj_batch.errors import BackendError, ConfigError, InputError, OutputInUseError
-from gptj_batch.records.lease import take_lease
+from gptj_batch.records.lease import Lease, take_lease
 from jobs.cli import main
 from jobs.run import run_job
 from pipelines.config import Job
@@ -461,6 +461,26 @@ def test_incremental_and_whole_runs_leave_each_others_outputs_alone(
     run_job(job(tmp_path, model_folder, output={"path": str(tmp_path / "whole")}))
     with pytest.raises(ConfigError, match="is not kept by incremental runs"):
         run_job(scheduled(output={"path": str(tmp_path / "whole")}))
+
+
+def test_an_output_that_another_kind_of_run_made_while_the_lease_was_waited_for_is_left_alone(
+    tmp_path: Path,
+    model_folder: Path,
+    spine: Spine,
+    write: Write,
+    scheduled: Callable[..., Job],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    write("a.parquet")
+
+    def after_another(output: str) -> Lease:
+        assert run_job(job(tmp_path, model_folder)) == 0
+        return take_lease(output)
+
+    monkeypatch.setattr(jobs.incremental, "take_lease", after_another)
+    with pytest.raises(ConfigError, match="is not kept by incremental runs"):
+        run_job(scheduled())
+    assert texts(tmp_path) == rows(a=40) and not read_ledger(tmp_path / "out").entries
 
 
 def test_too_many_failed_rows_are_3_and_the_run_is_in_the_ledger(
