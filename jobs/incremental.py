@@ -18,6 +18,7 @@ from gptj_batch.records.read import InputFiles, inspected, with_one_schema
 from jobs.failures import ending, stop_on_signals
 from jobs.limits import TimeLimits
 from jobs.run import complete
+from pipelines.apart import check_apart
 from pipelines.backend_choice import check_backend
 from pipelines.config import Job
 from pipelines.incremental import (
@@ -33,7 +34,7 @@ from pipelines.incremental import (
 )
 from pipelines.ledger import Ledger, Rescore, append, is_incremental, read_ledger
 from pipelines.new_run import NewRun
-from pipelines.prepare import check_apart, result_settings
+from pipelines.prepare import result_settings
 from pipelines.report import EXIT_DONE, EXIT_TOO_MANY_FAILED, write_failure
 from pipelines.run_place import drop_run, open_run, read_todo, run_name, settle, write_todo
 
@@ -56,6 +57,7 @@ def run_incremental(
         _check_owner(job)
         settings = result_settings(job, read_facts(job.model.path, job.model.revision, job.task.head))
         with take_lease(job.output.path) as lease:
+            _check_owner(job)  # another run may have made it since
             # as JSON has them, which is how the ledger has those of the runs before
             kept = _Kept(job, json.loads(json.dumps(settings)), lease, address, limits or TimeLimits())
             return kept.bring_up_to_date(rescore)
@@ -105,14 +107,14 @@ class _Kept:
         begun = open_run(self.output, ledger)
         todo = None if begun is None else read_todo(self.output, begun)
         if begun is not None and todo is not None and self._goes_on(begun, todo, rescore):
-            found = changes(find(self.job), ledger, hash_files, todo["rescore"])
+            found = changes(find(self.job, ledger), ledger, hash_files, todo["rescore"])
             if (resumed := _resumed(found, todo)) is not None:
                 return make(name=begun, changes=resumed, rescore=todo["rescore"], is_resumed=True)
             _tell(f"run {begun} was interrupted, and its files are not what they were: it is begun anew")
         if begun is not None:
             drop_run(self.output, begun)
         check_same(ledger, self.job, self.settings, rescore)
-        found = changes(find(self.job), ledger, hash_files, rescore)
+        found = changes(find(self.job, ledger), ledger, hash_files, rescore)
         return make(name=run_name(time.time(), ledger), changes=found, rescore=rescore)
 
     def _goes_on(self, begun: str, todo: Mapping[str, Any], rescore: Rescore | None) -> bool:

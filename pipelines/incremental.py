@@ -17,9 +17,9 @@ from gptj_batch.records.formats import FileFormat, with_formats
 from gptj_batch.records.huggingface import dataset_files
 from gptj_batch.records.locate import FoundFile, find_files
 from gptj_batch.records.progress import differences
+from pipelines.apart import check_found_apart, input_paths
 from pipelines.config import Job
 from pipelines.ledger import DoneFile, Ledger, Rescore
-from pipelines.prepare import input_paths
 
 Found = Sequence[tuple[FoundFile, FileFormat]]
 _MAX_SHOWN = 20
@@ -137,10 +137,15 @@ def shown(changed: Sequence[str]) -> str:
     return "\n  ".join([*changed[:_MAX_SHOWN], *more])
 
 
-def find(job: Job) -> Found:
-    """List the input's files, without reading any. Raises ConfigError or InputError."""
+def find(job: Job, ledger: Ledger) -> Found:
+    """List the input's files, without reading any. Raises ConfigError or InputError.
+
+    Where files were done before, none may be there now: an inbox may be emptied.
+    """
     paths = dataset_files(input_paths(job), job.input.format, job.input.subset, job.input.split)
-    return with_formats(find_files(paths), job.input.format)
+    files = find_files(paths, ledger.files)
+    check_found_apart(job, [file.path for file in files])
+    return with_formats(files, job.input.format, may_be_none=bool(ledger.files))
 
 
 Hashes = Callable[[Sequence[str]], Mapping[str, str]]

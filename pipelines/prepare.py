@@ -2,8 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from itertools import takewhile
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -15,7 +14,6 @@ from gptj_batch.errors import CheckpointError, ConfigError
 from gptj_batch.model_folder import CLASS_NAMES, DEMO, ModelFacts, read_facts
 from gptj_batch.prompts.tokenizer import Tokenizer
 from gptj_batch.records.beside import begin_beside, beside, can_build_beside, settle
-from gptj_batch.records.output import OutputFolder
 from gptj_batch.records.partitions import check_partitions
 from gptj_batch.records.progress import clean, contents, differences, load_plan, pending_units, save_plan
 from gptj_batch.records.publish import published_form
@@ -24,6 +22,7 @@ from gptj_batch.records.schema import check_storable, name_list, output_schema, 
 from gptj_batch.stages.columns import PREFIX as INTERNAL
 from gptj_batch.tasks.base import ERROR_COLUMN, Task
 from gptj_batch.tasks.registry import make_task
+from pipelines.apart import check_apart, check_found_apart, input_paths
 from pipelines.backend_choice import check_backend
 from pipelines.config import Job
 from pipelines.ledger import is_incremental
@@ -121,18 +120,15 @@ def prepare(job: Job) -> Run:
     """
     check_backend(job)
     check_apart(job)
-    return prepare_on(job, find_inputs(job))
+    inputs = find_inputs(job)
+    check_found_apart(job, [*(file.path for file in inputs.files), *(file.path for file in inputs.skipped)])
+    return prepare_on(job, inputs)
 
 
 def find_inputs(job: Job) -> InputFiles:
     """Return the files that a job reads. Raises ConfigError or InputError."""
     source = job.input
     return list_files(input_paths(job), source.format, job.errors.bad_files, subset=source.subset, split=source.split)
-
-
-def input_paths(job: Job) -> list[str]:
-    """Return the paths that `input.path` has."""
-    return [job.input.path] if isinstance(job.input.path, str) else list(job.input.path)
 
 
 def prepare_on(job: Job, inputs: InputFiles, are_columns_known: bool = True) -> Run:
@@ -154,42 +150,6 @@ def unit_rows(num_rows: int) -> int:
     """Return how many rows a unit has, a function of the run's rows alone so that a rerun cuts alike."""
     short = -(-num_rows // UNITS_OF_A_SHORT_JOB)
     return max(MIN_UNIT_ROWS, min(MAX_UNIT_ROWS, short), -(-num_rows // MAX_UNITS))
-
-
-def check_apart(job: Job) -> None:
-    """Raise ConfigError where overwriting the output would remove input, or the next run would read the output."""
-    output = job.output.path
-    folder = OutputFolder.at(output)
-    if folder.in_bucket:
-        _check_apart_in_bucket(input_paths(job), folder)
-        return
-    root = Path(folder.root).resolve()
-    for path in input_paths(job):
-        local = Path(path.removeprefix("file://")).expanduser()
-        if "://" in path.removeprefix("file://"):
-            continue
-        base = Path(*takewhile(lambda part: not set("*?[") & set(part), local.parts)).resolve()
-        if root in (base, *base.parents):
-            raise ConfigError(f"output.path: {output} holds the input {path}; choose another output.path")
-        between = root.relative_to(base).parts if base in root.parents else ()
-        if base == local.resolve() and between and not any(part[0] in "._" for part in between):
-            raise ConfigError(
-                f"output.path: {output} lies in the input {path}, whose next run would read it; choose another"
-            )
-
-
-def _check_apart_in_bucket(paths: Sequence[str], folder: OutputFolder) -> None:
-    root = folder.root
-    for path in paths:
-        base = PurePosixPath(*takewhile(lambda part: not set("*?[") & set(part), PurePosixPath(path).parts))
-        place = PurePosixPath(*root.parts)
-        if place in (base, *base.parents):
-            raise ConfigError(f"output.path: {root} holds the input {path}; choose another output.path")
-        between = place.relative_to(base).parts if base in place.parents else ()
-        if base == PurePosixPath(path) and between and not any(part[0] in "._" for part in between):
-            raise ConfigError(
-                f"output.path: {root} lies in the input {path}, whose next run would read it; choose another"
-            )
 
 
 def _check_columns(job: Job, task: Task, schema: pa.Schema) -> None:

@@ -65,6 +65,8 @@ def drop_run(output: str, run: str) -> None:
     """Remove a run that is not in the ledger. Raises OutputError."""
     folder = runs_folder(output) / run
     try:
+        # What it was to do goes first: without it, nobody goes on with what is left if this is cut off.
+        (Path(OutputFolder.at(folder).private) / TODO_FILE).unlink(missing_ok=True)
         shutil.rmtree(folder)
     except FileNotFoundError:
         pass

@@ -60,7 +60,8 @@ def settle(output: str | PurePath) -> None:
             for part in folder.parts():
                 if part.relative_to(folder.root).as_posix() not in named:
                     store.remove(part)
-        if is_changed:
+        # Without a plan it is what a removal that was cut off has left: nobody can go on with that.
+        if is_changed or not store.exists(new.plan):
             store.remove(new.root)
     except OSError as error:
         raise not_written(folder.root, error) from error

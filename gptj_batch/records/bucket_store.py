@@ -19,6 +19,7 @@ from functools import lru_cache, partial
 from itertools import takewhile
 from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any, TypeVar
+from uuid import uuid4
 
 import obstore
 from obstore.exceptions import AlreadyExistsError, GenericError, PreconditionError
@@ -128,8 +129,8 @@ class BucketStore:
         return float(modified.timestamp())
 
     def now(self, path: PurePath) -> float:
-        """Return when an object was stored that was sent just now."""
-        clock = path.with_name(f".{path.name}-now")
+        """Return when an object was stored that was sent just now; its name is nobody else's, who would remove it."""
+        clock = path.with_name(f".{path.name}-{uuid4().hex}-now")
         self.write(clock, b"")
         try:
             return self.modified(clock)

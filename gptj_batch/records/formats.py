@@ -34,11 +34,13 @@ def delimiter_of(path: str) -> str:
     return "\t" if _suffixes(path)[0] in _TABBED else ","
 
 
-def with_formats(files: Sequence[FoundFile], file_format: str) -> list[tuple[FoundFile, FileFormat]]:
+def with_formats(
+    files: Sequence[FoundFile], file_format: str, may_be_none: bool = False
+) -> list[tuple[FoundFile, FileFormat]]:
     """Return the files that are read, each with its format; with "auto", others of a folder are left alone.
 
     Raises ConfigError where a named file's ending says nothing, and where a folder or glob holds several formats.
-    Raises InputError where no file is left.
+    Raises InputError where no file is left, unless there may be none.
     """
     if given := FORMATS.get(file_format):
         return [(file, given) for file in files]
@@ -46,7 +48,7 @@ def with_formats(files: Sequence[FoundFile], file_format: str) -> list[tuple[Fou
         raise ConfigError(f'input.format: "{shorten(file_format)}" is not known; {", ".join(("auto", *FORMATS))} are')
     pairs = [(file, _by_ending(file)) for file in files]
     known = _without_notes([(file, kind) for file, kind in pairs if kind is not None])
-    if not known:
+    if not known and not may_be_none:
         names = ", ".join(shorten(PurePosixPath(file.path).name) for file in files[:_MAX_FILES_SHOWN])
         raise InputError(
             f"input.path: no file ends as the files that are read do ({', '.join(_ENDINGS)}; the last six also with "

@@ -161,8 +161,8 @@ def _free_epoch(folder: OutputFolder, expiry_s: float) -> int:
     if epoch is None:
         return 1
     path = _path(folder, epoch)
+    now = folder.store.now(path)  # of a clock that is gone nothing follows: it is not the lease
     try:
-        now = folder.store.now(path)
         age_s = max(now - folder.store.modified(path), 0.0)
     except FileNotFoundError:  # it was given back just now
         return epoch + 1

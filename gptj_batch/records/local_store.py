@@ -64,8 +64,8 @@ class LocalStore:
         staged = _beside(path)
         try:
             staged.parent.mkdir(parents=True, exist_ok=True)
-            staged.touch()
-            return staged.stat().st_mtime
+            with staged.open("xb") as file:  # not asked by its name: the folder may change places with another
+                return os.fstat(file.fileno()).st_mtime
         finally:
             with suppress(OSError):
                 staged.unlink(missing_ok=True)

@@ -1,7 +1,7 @@
 """Where the input's files are: a file, a folder, a glob or a list of them, on a disk or in a bucket."""
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path, PurePosixPath
@@ -90,10 +90,11 @@ def hub_files() -> Any:
     return fs.PyFileSystem(fs.FSSpecHandler(HfFileSystem()))
 
 
-def find_files(paths: str | Sequence[str]) -> list[FoundFile]:
+def find_files(paths: str | Sequence[str], known: Collection[str] = ()) -> list[FoundFile]:
     """Return every file that `paths` lead to, once, sorted by path.
 
     Folders are read with their subfolders; names that begin with "_" or "." are left out, as Parquet readers do.
+    known: files that were found before; where there are any, a folder may be empty by now, but it must be there
     Raises InputError where a path leads to nothing.
     """
     found: dict[str, FoundFile] = {}
@@ -101,9 +102,10 @@ def find_files(paths: str | Sequence[str]) -> list[FoundFile]:
         place = locate(path)
         try:
             matches = list(_find(place))
+            is_error = not matches and not (known and _is_emptied(place, known))
         except OSError as error:
             raise InputError(f'input.path: "{path}" cannot be listed: {error}') from error
-        if not matches:
+        if is_error:
             raise InputError(
                 f'input.path: nothing matches "{path}" (looked for {place.public(place.path)}; names that begin '
                 'with "_" or "." are left out). Check the path, and that every machine sees it; the name '
@@ -122,6 +124,17 @@ def _find(place: Place) -> Iterator[FoundFile]:
             yield from _files_of(place, match, named=False, root=root)
     else:
         yield from _files_of(place, info, named=True, root=place.path)
+
+
+def _is_emptied(place: Place, known: Collection[str]) -> bool:
+    """Tell whether the folder before the first wildcard is there; in a bucket, it goes with the last file in it."""
+    root = _split_at_wildcard(place.path)[0] if _WILDCARD.search(place.path) else place.path
+    if place.filesystem.get_file_info(root).type == fs.FileType.Directory:
+        return True
+    is_local = not place.before
+    if is_local or place.filesystem.get_file_info(root.partition("/")[0]).type != fs.FileType.Directory:
+        return False
+    return any(path.startswith(f"{place.before}{root}/") for path in known)
 
 
 def _files_of(place: Place, info: Any, named: bool, root: str) -> Iterator[FoundFile]:
@@ -163,6 +176,20 @@ def _expand(filesystem: Any, root: str, parts: Sequence[str]) -> Iterator[Any]:
             yield from _expand(filesystem, info.path, rest)
         elif not rest:
             yield info
+
+
+def would_find(path: Sequence[str], pattern: Sequence[str]) -> bool:
+    """Tell whether a glob, or a folder where it is empty, leads to a file; both from the same folder on, in parts."""
+    if not pattern:
+        return not any(part[0] in "_." for part in path)
+    part, rest = pattern[0], pattern[1:]
+    if part == "**" and rest and would_find(path, rest):
+        return True
+    if not path or not fnmatchcase(path[0], "*" if part == "**" else part):
+        return False
+    if path[0][0] in "_." and part[0] not in "_.":
+        return False
+    return would_find(path[1:], pattern if part == "**" and rest else rest)
 
 
 def _below(path: str, root: str) -> tuple[str, ...]:

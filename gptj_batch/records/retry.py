@@ -53,9 +53,21 @@ class RetryFolder:
         return self.rows.is_dir()
 
     def remove(self) -> None:
-        """Remove everything of it, the rows first: without them, it has not begun."""
-        shutil.rmtree(self.rows, ignore_errors=True)
+        """Remove everything of it, the rows first and all at once: without them, it has not begun.
+
+        Raises OutputError.
+        """
+        try:
+            self.rows.replace(self._staged())
+        except FileNotFoundError:
+            pass
+        except OSError as error:
+            raise not_written(self.rows, error) from error
         shutil.rmtree(self._root, ignore_errors=True)
+
+    def _staged(self) -> Path:
+        """Return a name for rows that are not all there; what has it is removed before the next retry begins."""
+        return self._root / f"rows-{uuid4().hex}"
 
     def take_out(self, added: Sequence[str], error_column: str, keys: Keys) -> int:
         """Write the failed rows of Parquet parts, with the columns that they came with; return how many they are.
@@ -69,7 +81,7 @@ class RetryFolder:
 
         Raises OutputError; the retry has begun when, and only when, all are written.
         """
-        staged = self._root / f"rows-{uuid4().hex}"
+        staged = self._staged()
         num_rows = 0
         shutil.rmtree(self._root, ignore_errors=True)  # what an earlier retry could not remove
         try:

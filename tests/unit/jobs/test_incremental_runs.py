@@ -15,7 +15,7 @@ from whole_runs import Spine, job
 
 import jobs.incremental
 from gptj_batch.errors import BackendError, ConfigError, InputError, OutputInUseError
-from gptj_batch.records.lease import take_lease
+from gptj_batch.records.lease import Lease, take_lease
 from jobs.cli import main
 from jobs.run import run_job
 from pipelines.config import Job
@@ -238,6 +238,66 @@ def test_rows_of_a_deleted_file_stay_and_it_may_come_back(
     assert spine.num_units == units and texts(tmp_path) == rows(a=40, b=40)
 
 
+@pytest.mark.parametrize("path", ["", "/*.parquet", "/**/*.parquet"])
+@pytest.mark.parametrize("left", ["nothing", "a README"])
+def test_an_inbox_that_is_empty_today_is_nothing_to_do_and_its_files_may_come_back(
+    tmp_path: Path,
+    spine: Spine,
+    write: Write,
+    scheduled: Callable[..., Job],
+    capsys: pytest.CaptureFixture[str],
+    path: str,
+    left: str,
+) -> None:
+    file, inbox = write("a.parquet"), scheduled(input={"path": f"{tmp_path}/in{path}"})
+    run_job(inbox)
+    file.rename(tmp_path / "archived")
+    if left == "a README":
+        (tmp_path / "in" / "README").touch()
+    assert run_job(inbox) == 0 and "1 deleted (their rows stay)" in capsys.readouterr().err
+    assert run_job(inbox) == 0 and "Nothing to do" in capsys.readouterr().err
+    assert read_ledger(tmp_path / "out").gone == {str(file)} and runs(tmp_path) == [["a.parquet"], []]
+    (tmp_path / "archived").rename(file)
+    write("b.parquet", 3)
+    assert run_job(inbox) == 0
+    assert read_ledger(tmp_path / "out").gone == set() and texts(tmp_path) == rows(a=40, b=3)
+
+
+def test_of_several_paths_one_may_be_empty_today(
+    tmp_path: Path, spine: Spine, write: Write, scheduled: Callable[..., Job]
+) -> None:
+    write("one/a.parquet"), write("two/b.parquet", 3)
+    both = scheduled(input={"path": [f"{tmp_path}/in/one", f"{tmp_path}/in/two/*.parquet"]})
+    run_job(both)
+    (tmp_path / "in" / "two" / "b.parquet").unlink()
+    write("one/c.parquet", 2)
+    assert run_job(both) == 0
+    assert texts(tmp_path) == sorted(["one/a.parquet"] * 40 + ["two/b.parquet"] * 3 + ["one/c.parquet"] * 2)
+
+
+@pytest.mark.parametrize("path", ["in/*.parquet", "in", "in/a.parquet"])
+def test_a_folder_or_named_file_that_is_not_there_is_an_error_at_any_time(
+    tmp_path: Path, spine: Spine, write: Write, scheduled: Callable[..., Job], path: str
+) -> None:
+    write("a.parquet")
+    job = scheduled(input={"path": str(tmp_path / path)})
+    run_job(job)
+    (tmp_path / "in" / "a.parquet").unlink()
+    if path != "in/a.parquet":
+        (tmp_path / "in").rmdir()
+    with pytest.raises(InputError, match="nothing matches"):
+        run_job(job)
+    assert read_ledger(tmp_path / "out").gone == set()
+
+
+def test_an_inbox_that_was_always_empty_is_an_error(
+    tmp_path: Path, spine: Spine, write: Write, scheduled: Callable[..., Job]
+) -> None:
+    (tmp_path / "in").mkdir()
+    with pytest.raises(InputError, match="nothing matches"):
+        run_job(scheduled())
+
+
 def test_a_copy_is_a_file_of_its_own(tmp_path: Path, spine: Spine, write: Write, scheduled: Callable[..., Job]) -> None:
     shutil.copyfile(write("a.parquet"), tmp_path / "in" / "copy.parquet")
     run_job(scheduled())
@@ -401,6 +461,26 @@ def test_incremental_and_whole_runs_leave_each_others_outputs_alone(
     run_job(job(tmp_path, model_folder, output={"path": str(tmp_path / "whole")}))
     with pytest.raises(ConfigError, match="is not kept by incremental runs"):
         run_job(scheduled(output={"path": str(tmp_path / "whole")}))
+
+
+def test_an_output_that_another_kind_of_run_made_while_the_lease_was_waited_for_is_left_alone(
+    tmp_path: Path,
+    model_folder: Path,
+    spine: Spine,
+    write: Write,
+    scheduled: Callable[..., Job],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    write("a.parquet")
+
+    def after_another(output: str) -> Lease:
+        assert run_job(job(tmp_path, model_folder)) == 0
+        return take_lease(output)
+
+    monkeypatch.setattr(jobs.incremental, "take_lease", after_another)
+    with pytest.raises(ConfigError, match="is not kept by incremental runs"):
+        run_job(scheduled())
+    assert texts(tmp_path) == rows(a=40) and not read_ledger(tmp_path / "out").entries
 
 
 def test_too_many_failed_rows_are_3_and_the_run_is_in_the_ledger(

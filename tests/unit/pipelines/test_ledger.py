@@ -10,14 +10,15 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
-from unit.records.crash import killed_before_change
+from unit.records.crash import crashes, killed_before_change
 
 from gptj_batch.errors import OutputError, OutputInUseError
 from gptj_batch.records.locate import FoundFile
 from gptj_batch.records.output import OutputFolder
+from gptj_batch.records.progress import save_plan
 from pipelines.incremental import Changes, changes
 from pipelines.ledger import DoneFile, Entry, Ledger, append, is_incremental, read_ledger
-from pipelines.run_place import drop_run, final_names, open_run, run_name, settle, work_folder, write_todo
+from pipelines.run_place import drop_run, final_names, open_run, read_todo, run_name, settle, work_folder, write_todo
 
 LAYOUT = {"output.incremental": "partition"}
 NAMES = ("a", "b", "c")
@@ -86,6 +87,24 @@ def test_runs_are_named_by_time_and_never_before_the_last_whatever_the_clock_say
     ledger = Ledger().with_entry(entry(run="20261128T155000Z"))
     assert run_name(0.0, ledger) == "20261128T155001Z"
     assert run_name(1796000000.0, ledger) == "20261130T005320Z"
+
+
+def test_a_run_that_is_dropped_is_all_there_or_not_gone_on_with_wherever_that_is_cut_off(tmp_path: Path) -> None:
+    for number in range(1, 30):
+        write_todo(str(tmp_path / str(number)), "r", {})
+        folder = OutputFolder.at(work_folder(str(tmp_path / str(number)), "r"))
+        save_plan(folder.root, {})
+        for name in ("_gptj_batch/units/unit-00000000.parquet", "part-00000.parquet", "_SUCCESS"):
+            (Path(folder.root) / name).parent.mkdir(exist_ok=True)
+            (Path(folder.root) / name).touch()
+    everything = {path.name for path in Path(work_folder(str(tmp_path / "1"), "r")).rglob("*")}
+    for number in crashes(lambda number: drop_run(str(tmp_path / str(number)), "r")):
+        output = str(tmp_path / str(number))
+        there = {path.name for path in Path(work_folder(output, "r")).rglob("*")}
+        assert there == everything or read_todo(output, "r") is None
+        if open_run(output, Ledger()) is not None:
+            drop_run(output, "r")
+        assert open_run(output, Ledger()) is None
 
 
 class World:

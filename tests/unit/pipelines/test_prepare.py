@@ -11,13 +11,19 @@ import pyarrow.parquet as pq
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from obstore.store import MemoryStore
 
 from gptj_batch.errors import CheckpointError, ConfigError, InputError, OutputError
+from gptj_batch.records.beside import beside, change_places
+from gptj_batch.records.bucket_store import BucketStore
 from gptj_batch.records.output import OutputFolder
 from gptj_batch.records.publish import publish
 from gptj_batch.records.write import write_unit
+from pipelines.apart import check_apart, check_found_apart
 from pipelines.config import Job
-from pipelines.prepare import MAX_UNIT_ROWS, MAX_UNITS, MIN_UNIT_ROWS, Run, claim_output, prepare, unit_rows
+from pipelines.incremental import find
+from pipelines.ledger import Ledger
+from pipelines.prepare import MAX_UNIT_ROWS, MAX_UNITS, MIN_UNIT_ROWS, Run, claim_output, placed, prepare, unit_rows
 
 MakeJob = Callable[..., Job]
 
@@ -170,6 +176,103 @@ def test_an_output_in_the_input_is_refused_unless_readers_leave_it_out(make_job:
         assert prepare(make_job(output={"path": str(records / name)}))
     by_glob = {"path": str(records / "*.parquet")}
     assert prepare(make_job(input=by_glob, output={"path": str(records / "out")}))
+
+
+@pytest.mark.parametrize("pattern", ["*", "*/", "**", "**/*.parquet", "*/*.parquet", "*/**/part-*", "o?t/*", "[no]ut"])
+def test_a_glob_that_would_find_the_output_is_refused_before_there_is_one(
+    make_job: MakeJob, records: Path, pattern: str
+) -> None:
+    job = make_job(input={"path": f"{records}/{pattern}"}, output={"path": str(records / "out")})
+    with pytest.raises(ConfigError, match=r"out lies in the input .*, whose next run would read it"):
+        prepare(job)
+
+
+@pytest.mark.parametrize(
+    ("pattern", "out", "output", "refused"),
+    [
+        ("*.parquet", "out", {}, False),
+        ("**/a.parquet", "out", {}, False),
+        ("*/**/*.parquet", "_out", {}, False),
+        ("*/*.parquet", "out/deep", {}, False),
+        ("*/*/*.parquet", "out", {}, False),
+        ("*/*/*.parquet", "out", {"partition_by": ["id"]}, True),
+        ("**/*.parquet", "out", {"format": "jsonl"}, False),
+        ("**/*.jsonl", "out", {"format": "jsonl"}, True),
+    ],
+)
+def test_whether_a_glob_would_find_the_output_is_told_by_the_names_of_its_parts(
+    make_job: MakeJob, records: Path, pattern: str, out: str, output: dict[str, Any], refused: bool
+) -> None:
+    for name in ("a.parquet", "deep/deep/a.parquet", "deep/b.parquet", "c/d.jsonl"):
+        (records / name).parent.mkdir(parents=True, exist_ok=True)
+        if name.endswith("jsonl"):
+            (records / name).write_text('{"id": 1, "text": "a"}\n')
+        elif name != "a.parquet":
+            shutil.copy(records / "a.parquet", records / name)
+    job = make_job(input={"path": f"{records}/{pattern}"}, output={"path": str(records / out), **output})
+    if refused:
+        with pytest.raises(ConfigError, match="lies in the input"):
+            prepare(job)
+    else:
+        assert prepare(job)
+
+
+def test_an_incremental_run_is_told_by_the_folders_that_its_parts_get(make_job: MakeJob, records: Path) -> None:
+    def job(**output: Any) -> Job:
+        source = {"path": f"{records}/*/*/part-*.parquet", "incremental": True}
+        return make_job(input=source, output={"path": str(records / "out"), **output})
+
+    with pytest.raises(ConfigError, match="lies in the input"):
+        check_apart(job())
+    check_apart(job(incremental="append"))
+
+
+@pytest.mark.parametrize("pattern", ["", "/link", "/link/*", "/*.parquet"])
+def test_a_file_that_lies_in_the_output_by_a_link_is_refused(
+    make_job: MakeJob, records: Path, tmp_path: Path, pattern: str
+) -> None:
+    claim_output(first := prepare(make_job()))
+    finish(first)
+    part = Path(output_of(first).parts()[0])
+    if pattern == "/*.parquet":
+        (records / "link.parquet").symlink_to(part)
+    else:
+        (records / "a.parquet").unlink()
+        (records / "link").symlink_to(part.parent)
+    with pytest.raises(
+        ConfigError, match=r"^(input\.path: .*link.* lies in the output|output\.path: .* holds the input)"
+    ):
+        prepare(make_job(input={"path": f"{records}{pattern}"}))
+    with pytest.raises(ConfigError, match=r"lies in the output|holds the input"):
+        check_apart(job := make_job(input={"path": f"{records}{pattern}", "incremental": True}))
+        find(job, Ledger())
+
+
+@pytest.mark.parametrize(
+    ("path", "refused"),
+    [
+        ("s3://b/data/**/*.parquet", "lies in"),
+        ("s3://b/*/", "lies in"),
+        ("s3://b/data?region=us-east-1", "lies in"),
+        ("s3://b/data/*/*.parquet?region=us-east-1", "lies in"),
+        ("s3://b/data/out/*.parquet", "holds"),
+        ("s3://b/data/*.parquet", None),
+        ("s3://b/data/*/*/*.parquet", None),
+        ("s3://b/data/outer", None),
+        ("s3://other/data", None),
+        ("/data/*", None),
+    ],
+)
+def test_a_glob_and_an_output_in_a_bucket_are_apart(make_job: MakeJob, path: str, refused: str | None) -> None:
+    job = make_job(input={"path": path}, output={"path": "s3://b/data/out"})
+    if refused:
+        with pytest.raises(ConfigError, match=refused):
+            check_apart(job)
+    else:
+        check_apart(job)
+    with pytest.raises(ConfigError, match="lies in the output"):
+        check_found_apart(job, ["s3://b/data/a.parquet", f"{job.output.path}/run=1/part-00000.parquet?region=x"])
+    check_found_apart(job, ["s3://b/data/a.parquet", f"{job.output.path}-2/part-00000.parquet"])
 
 
 def test_names_that_only_begin_alike_are_apart(make_job: MakeJob, records: Path) -> None:
@@ -433,13 +536,13 @@ def output_of(run: Run) -> OutputFolder:
 
 def finish_unit(run: Run, index: int) -> None:
     num_rows = run.plan.unit(index).num_rows
-    write_unit(pa.table({"error": pa.nulls(num_rows, pa.string())}), run.job.output.path, index)
+    write_unit(pa.table({"error": pa.nulls(num_rows, pa.string())}), run.folder, index)
 
 
 def finish(run: Run) -> None:
     for index in range(run.plan.num_units):
         finish_unit(run, index)
-    publish(run.job.output.path, run.plan.num_units, run.job.output.form)
+    publish(run.folder, run.plan.num_units, run.job.output.form)
 
 
 @pytest.mark.parametrize("on_exists", ["resume", "overwrite", "fail"])
@@ -574,6 +677,28 @@ def test_results_without_a_plan_are_not_gone_on_with(make_job: MakeJob) -> None:
 def test_a_hub_is_refused_as_an_output(make_job: MakeJob) -> None:
     with pytest.raises(ConfigError, match=r"output\.path: hf:// is not written to"):
         claim_output(prepare(make_job(output={"path": "hf://datasets/owner/name/out"})))
+
+
+@pytest.mark.parametrize("left", [["part-00001-1.parquet"], ["part-00000-1.parquet", "part-00001-1.parquet"]])
+def test_what_an_overwrite_in_a_bucket_left_half_removed_is_in_no_later_ones_way(
+    make_job: MakeJob, monkeypatch: pytest.MonkeyPatch, left: list[str]
+) -> None:
+    client = MemoryStore()
+    monkeypatch.setattr(BucketStore, "of", lambda bucket: BucketStore(client))
+    job = make_job(output={"path": "s3://memory/out", "on_exists": "overwrite"})
+    claim_output(first := placed(prepare(job)))
+    finish(first)
+    # The objects go in batches of a thousand, by their names: the plan is among the first, and parts the last.
+    new = OutputFolder.at(beside(job.output.path))
+    for name in left:
+        new.store.write(new.root / name, b"of the output that is in its place by now")
+    again = placed(prepare(job))
+    assert again.is_beside and claim_output(again).tolist() == [0, 1, 2, 3]
+    finish(again)
+    assert [part.name for part in OutputFolder.at(again.folder).parts()] == ["part-00000-1.parquet"]
+    change_places(job.output.path)
+    assert [part.name for part in output_of(again).parts()] == ["part-00000-1.parquet"]
+    assert not new.store.is_folder(new.root)
 
 
 def test_one_split_of_a_dataset_is_prepared(make_job: MakeJob, tmp_path: Path) -> None:

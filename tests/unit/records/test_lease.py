@@ -56,6 +56,27 @@ def test_a_second_run_is_refused_with_who_has_the_output(tmp_path: Path) -> None
     assert "last sign of life 0 s ago" in str(refused.value)
 
 
+def test_a_lease_is_alive_though_the_folder_changes_places_while_the_time_is_asked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    output, elsewhere = tmp_path / "out", tmp_path / "elsewhere"
+    fstat, stat = os.fstat, os.stat
+
+    def moved() -> None:
+        if any(".lease-" in path.name for path in (output / "_gptj_batch").iterdir()):
+            shutil.copytree(output, elsewhere, ignore=shutil.ignore_patterns(".lease-*"))
+            output.rename(tmp_path / "old")
+            elsewhere.rename(output)
+            monkeypatch.undo()
+
+    monkeypatch.setattr(os, "fstat", lambda file: (moved(), fstat(file))[1])
+    with take_lease(output) as lease:
+        monkeypatch.setattr(Path, "stat", lambda path, **options: (moved(), stat(path, **options))[1])
+        with pytest.raises(OutputInUseError, match="alive"):
+            take_lease(output)
+        lease.check()
+
+
 def test_what_is_given_back_can_be_taken_again_and_nothing_is_left(tmp_path: Path) -> None:
     for _ in range(3):
         with take_lease(tmp_path) as lease:

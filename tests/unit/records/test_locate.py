@@ -4,7 +4,7 @@ import pytest
 from pyarrow import fs
 
 from gptj_batch.errors import ConfigError, InputError
-from gptj_batch.records.locate import find_files, locate
+from gptj_batch.records.locate import find_files, locate, would_find
 
 
 def touch(folder: Path, *names: str) -> None:
@@ -57,6 +57,30 @@ def test_a_hidden_folder_can_be_named(tmp_path):
 def test_globs_match_as_a_shell_would(tmp_path, pattern, expected):
     touch(tmp_path, "a.parquet", "b1.parquet", "x/c.parquet", "x/y/c.parquet")
     assert found(f"{tmp_path}/{pattern}", tmp_path) == expected
+
+
+@pytest.mark.parametrize(
+    "pattern",
+    [
+        "",
+        "*",
+        "**",
+        "**/*.parquet",
+        "*/*.parquet",
+        "*/**",
+        "x/**/c.parquet",
+        "_*/*",
+        "*/_d/*",
+        "**/y",
+        "[!x]*",
+        "x/?/*",
+    ],
+)
+def test_what_a_glob_would_find_is_what_it_finds(tmp_path, pattern):
+    names = ["a.parquet", "_d/a.parquet", "x/c.parquet", "x/_d/c.parquet", "x/y/c.parquet", "x/y/z/.c.parquet"]
+    touch(tmp_path, *names)
+    would = [name for name in names if would_find(name.split("/"), pattern.split("/") if pattern else [])]
+    assert would and found(f"{tmp_path}/{pattern}", tmp_path) == sorted(would)
 
 
 def test_a_file_whose_name_looks_like_a_glob_is_found_by_its_name(tmp_path):

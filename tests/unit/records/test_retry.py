@@ -148,6 +148,23 @@ def test_a_retry_killed_at_any_step_leaves_whole_parts_and_is_finished_by_the_ne
         assert pq.read_table(folder).select(["id", *ADDED]).equals(expected)
 
 
+def test_a_retry_whose_removal_is_cut_off_is_over_or_whole(tmp_path: Path) -> None:
+    for number in range(1, 40):
+        retry = RetryFolder(output(tmp_path / str(number), {0, 5, 6, 14}, 2))
+        retry.take_out(ADDED, "error", keys)
+        do(retry)
+    names = {path.name for path in RetryFolder(tmp_path / "1").rows.iterdir()}
+    assert len(names) == 2
+    for number in crashes(lambda number: RetryFolder(tmp_path / str(number)).remove()):
+        retry = RetryFolder(tmp_path / str(number))
+        assert not retry.is_open or {path.name for path in retry.rows.iterdir()} == names
+        assert not retry.is_open or retry.output.exists()
+        if not retry.is_open:
+            assert retry.take_out(ADDED, "error", keys) == 4, "and nothing that was left is in the way"
+        retry.remove()
+        assert not retry.is_open and not (tmp_path / str(number) / "_gptj_batch" / "retry").exists()
+
+
 def test_a_damaged_part_is_named_and_nothing_is_changed(tmp_path: Path) -> None:
     output(tmp_path, {2})
     (tmp_path / "part-00001.parquet").write_bytes(b"PAR1 no more")

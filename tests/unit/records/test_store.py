@@ -10,11 +10,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from gptj_batch.errors import ConfigError, OutputError, OutputInUseError
+from gptj_batch.errors import ConfigError, InputError, OutputError, OutputInUseError
 from gptj_batch.records.beside import begin_beside, beside, change_places, recover
 from gptj_batch.records.bucket_store import BucketStore
 from gptj_batch.records.lease import take_lease
-from gptj_batch.records.locate import locate
+from gptj_batch.records.locate import find_files, locate
 from gptj_batch.records.output import OutputFolder
 from gptj_batch.records.part_form import PartForm
 from gptj_batch.records.part_reader import read_column
@@ -152,6 +152,24 @@ def test_a_lease_keeps_others_out_and_leaves_nothing(folder):
         pass
 
 
+def test_another_who_asks_for_the_time_does_not_free_a_lease_that_is_alive(bucket, monkeypatch):
+    modified, refused = BucketStore.modified, []
+
+    def after_another(store, path):
+        if path.name.endswith("-now") and not refused:
+            refused.append(path)
+            with pytest.raises(OutputInUseError):  # it stores its clock, asks and removes it, all before we ask
+                take_lease(bucket.root)
+        return modified(store, path)
+
+    with take_lease(bucket.root) as lease:
+        monkeypatch.setattr(BucketStore, "modified", after_another)
+        with pytest.raises(OutputInUseError, match="held by another run that is alive"):
+            take_lease(bucket.root)
+        lease.check()
+    assert refused and contents(bucket.root) == "nothing"
+
+
 def test_whose_lease_was_taken_over_writes_no_more(bucket):
     with take_lease(bucket.root) as lease:
         bucket.store.create(bucket.private / "lease-00000002.json", b"{}")
@@ -238,6 +256,20 @@ def test_an_output_is_an_input(bucket):
     assert list_files(str(bucket.root)).num_rows == 10
     place = locate(str(bucket.root))
     assert pq.read_table(place.path, filesystem=place.filesystem).num_rows == 10
+
+
+@pytest.mark.parametrize("path", ["", "/*.parquet"])
+def test_an_inbox_in_a_bucket_may_be_empty_where_files_of_it_are_known(bucket, path):
+    inbox, file = f"{bucket.root}{path}", f"{bucket.root}/a.parquet"
+    put(bucket, "a.parquet", b"x")
+    assert [found.path for found in find_files(inbox)] == [file]
+    bucket.store.remove(bucket.root / "a.parquet")
+    assert find_files(inbox, known=[file]) == []
+    for known in ([], [f"{bucket.root}-2/a.parquet"]):
+        with pytest.raises(InputError, match="nothing matches"):
+            find_files(inbox, known=known)
+    with pytest.raises(InputError):
+        find_files("s3://no-such-bucket/in/*", known=["s3://no-such-bucket/in/a"])
 
 
 class Cut(Exception):
