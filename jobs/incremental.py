@@ -168,7 +168,7 @@ class _Kept:
         except OutputInUseError:
             raise  # the output is another run's by now
         except BaseException as error:
-            write_failure(run, *ending(error), self.output)
+            write_failure(run, *ending(error))
             raise
         if drift is not None:
             print(drift.line())

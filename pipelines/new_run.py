@@ -62,7 +62,7 @@ class NewRun:
                 f'output.incremental: the output has a column "{RUN_COLUMN}", and so have the folders of partition; '
                 "choose append, or leave the column out with input.columns"
             )
-        return replace(run, by_file=True)
+        return replace(run, by_file=True, told_in=self.output)
 
     def entry(self, ledger: Ledger) -> Entry:
         """Return what the ledger is to have of the run besides the rows."""

@@ -164,16 +164,14 @@ def count_errors(run: Run) -> dict[str, int]:
     return counts
 
 
-def write_failure(run: Run, exit_code: int, reason: str, output: str | None = None) -> None:
+def write_failure(run: Run, exit_code: int, reason: str) -> None:
     """Leave in `run.json` how a run ended that did not finish: Ray Jobs turn every exit code into 1.
-
-    output: the output whose `run.json` it is, where that is not the run's own folder
 
     Does nothing where not even that can be written.
     """
     failure = {
         "name": run.job.name,
-        "output": output or run.job.output.path,
+        "output": run.told_in or run.job.output.path,
         "rows": run.plan.num_rows,
         "units": run.plan.num_units,
         "units_done": len(OutputFolder.at(run.folder).unit_indices()),
@@ -181,9 +179,9 @@ def write_failure(run: Run, exit_code: int, reason: str, output: str | None = No
         "reason": reason,
         "ended": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
     }
-    folder = OutputFolder.at(output or run.folder)
-    with suppress(OutputError), folder.whole_file(folder.private / RUN_FILE) as staged:
-        staged.write_text(json.dumps(failure, indent=2) + "\n", encoding="utf-8")
+    for folder in map(OutputFolder.at, run.failure_folders):
+        with suppress(OutputError), folder.whole_file(folder.private / RUN_FILE) as staged:
+            staged.write_text(json.dumps(failure, indent=2) + "\n", encoding="utf-8")
 
 
 def write_report(run: Run, report: Report) -> None:

@@ -3,7 +3,8 @@
 import json
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +15,11 @@ import pytest
 from whole_runs import Spine, job
 
 import jobs.incremental
+import jobs.run
 from gptj_batch.errors import BackendError, ConfigError, InputError, OutputInUseError
 from gptj_batch.records.lease import take_lease
 from jobs.cli import main
+from jobs.failures import Stopped
 from jobs.run import run_job
 from pipelines.config import Job
 from pipelines.ledger import read_ledger
@@ -264,6 +267,32 @@ def test_an_interrupted_run_goes_on_and_then_does_what_came_since(
     assert runs(tmp_path) == [["a.parquet"], ["b.parquet"]]
     assert read_ledger(tmp_path / "out").entries[0].run == begun.name
     assert texts(tmp_path) == rows(a=100, b=5)
+
+
+def test_a_signal_is_in_the_outputs_own_report_before_ray_is_shut_down(
+    tmp_path: Path, spine: Spine, write: Write, scheduled: Callable[..., Job], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write("a.parquet")
+    run_job(scheduled())
+    private, said = tmp_path / "out" / "_gptj_batch", []
+
+    def stop(*_: Any) -> dict[str, Any]:
+        raise Stopped("SIGTERM", 143)
+
+    @contextmanager
+    def connected(address: str | None) -> Iterator[None]:
+        try:
+            yield
+        finally:  # here the shutdown takes longer than a scheduler waits
+            said.append(json.loads((private / "run.json").read_text()))
+
+    monkeypatch.setattr(jobs.run, "_run_units", stop)
+    monkeypatch.setattr(jobs.run, "connected", connected)
+    write("b.parquet")
+    with pytest.raises(Stopped):
+        run_job(scheduled())
+    assert [(each["exit_code"], each["reason"]) for each in said] == [(143, "stopped by SIGTERM")]
+    assert (said[0]["output"], said[0]["units"]) == (str(tmp_path / "out"), 2)
 
 
 def test_an_interrupted_run_whose_file_changed_is_begun_anew(
