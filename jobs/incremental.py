@@ -105,15 +105,14 @@ class _Kept:
         begun = open_run(self.output, ledger)
         todo = None if begun is None else read_todo(self.output, begun)
         if begun is not None and todo is not None and self._goes_on(begun, todo, rescore):
-            found = changes(find(self.job), ledger, hash_files, todo["rescore"])
+            rescore = todo["rescore"]  # which stays to be done, also where the run is begun anew
+            found = changes(find(self.job), ledger, hash_files, rescore)
             if (resumed := _resumed(found, todo)) is not None:
-                return make(name=begun, changes=resumed, rescore=todo["rescore"], is_resumed=True)
+                return make(name=begun, changes=resumed, rescore=rescore, is_resumed=True)
             _tell(f"run {begun} was interrupted, and its files are not what they were: it is begun anew")
-        if begun is not None:
-            drop_run(self.output, begun)
         check_same(ledger, self.job, self.settings, rescore)
         found = changes(find(self.job), ledger, hash_files, rescore)
-        return make(name=run_name(time.time(), ledger), changes=found, rescore=rescore)
+        return make(name=run_name(time.time(), ledger), changes=found, rescore=rescore, instead_of=begun)
 
     def _goes_on(self, begun: str, todo: Mapping[str, Any], rescore: Rescore | None) -> bool:
         before = {"layout": todo["layout"], **todo["settings"]}
@@ -149,15 +148,23 @@ class _Kept:
             self.lease.check()
             append(self.output, entry)
             settle(self.output, ledger.with_entry(entry))
+        self._drop(new.instead_of)
         _tell(f"Nothing to do: {self.job.output.path} is up to date ({new.changes.words()}).")
         if not skipped:
             return EXIT_DONE
         _tell(f"{len(skipped):,} input files cannot be read and were skipped: exit code {EXIT_TOO_MANY_FAILED}")
         return EXIT_TOO_MANY_FAILED
 
+    def _drop(self, begun: str | None) -> None:
+        """Remove a run that is not gone on with, late: until then, what it was to do is known to the next process."""
+        if begun is not None:
+            self.lease.check()
+            drop_run(self.output, begun)
+
     def _run(self, ledger: Ledger, new: NewRun, inputs: InputFiles) -> int:
         run = new.prepared(inputs)
         if not new.is_resumed:
+            self._drop(new.instead_of)
             write_todo(self.output, new.name, new.todo())
         _tell(f"run {new.name}{' goes on' if new.is_resumed else ''}: {new.changes.words()}")
         try:

@@ -382,6 +382,63 @@ def test_an_interrupted_rescoring_goes_on_without_being_asked_again(
     assert spine.num_units == 8 and texts(tmp_path) == rows(a=100)
 
 
+@pytest.fixture
+def interrupted_rescoring(tmp_path: Path, spine: Spine, write: Write, scheduled: Callable[..., Job]) -> Job:
+    """The job whose `--rescore all` was interrupted, of the files a and b."""
+    write("a.parquet"), write("b.parquet")
+    run_job(scheduled())
+    other = scheduled(task={"prompt": "Is it {{ text }}"})
+    spine.units_before_end = 2
+    with pytest.raises(BackendError):
+        run_job(other, rescore="all")
+    spine.units_before_end = None
+    return other
+
+
+@pytest.mark.parametrize("change", ["touched", "removed"])
+def test_an_interrupted_rescoring_whose_file_is_another_or_gone_is_begun_anew_as_a_rescoring(
+    tmp_path: Path, interrupted_rescoring: Job, change: str
+) -> None:
+    if change == "touched":
+        touch(tmp_path / "in" / "a.parquet")
+    else:
+        (tmp_path / "in" / "a.parquet").unlink()
+    assert run_job(interrupted_rescoring) == 0
+    last = read_ledger(tmp_path / "out").entries[-1]
+    assert last.rescore == "all" and runs(tmp_path)[-1][-1] == "b.parquet"
+    assert texts(tmp_path) == rows(a=40, b=40)
+
+
+def test_a_rescoring_that_cannot_be_begun_anew_today_is_tomorrow(
+    tmp_path: Path, interrupted_rescoring: Job, write: Write
+) -> None:
+    (tmp_path / "in" / "a.parquet").write_bytes(b"half a file")
+    with pytest.raises(InputError, match=r"a\.parquet"):
+        run_job(interrupted_rescoring)
+    write("a.parquet", 7)
+    assert run_job(interrupted_rescoring) == 0
+    assert read_ledger(tmp_path / "out").entries[-1].rescore == "all" and texts(tmp_path) == rows(a=7, b=40)
+
+
+def test_a_refusal_leaves_what_an_interrupted_run_did(
+    tmp_path: Path, interrupted_rescoring: Job, scheduled: Callable[..., Job]
+) -> None:
+    begun = sorted((tmp_path / "out" / "_gptj_batch" / "runs").rglob("unit-*"))
+    other_form = scheduled(task={"prompt": "Is it {{ text }}"}, output={"format": "jsonl"})
+    with pytest.raises(ConfigError, match=r"output.format"):
+        run_job(other_form, rescore="new")
+    assert len(begun) == 2 and sorted((tmp_path / "out" / "_gptj_batch" / "runs").rglob("unit-*")) == begun
+
+
+def test_what_is_said_now_wins_over_what_was_said_of_an_interrupted_rescoring(
+    tmp_path: Path, interrupted_rescoring: Job, write: Write
+) -> None:
+    write("c.parquet", 3)
+    assert run_job(interrupted_rescoring, rescore="new") == 0
+    assert runs(tmp_path)[-1] == ["c.parquet"]
+    assert not list((tmp_path / "out" / "_gptj_batch" / "runs").iterdir())
+
+
 def test_another_form_of_output_is_refused(
     tmp_path: Path, spine: Spine, write: Write, scheduled: Callable[..., Job]
 ) -> None:
