@@ -19,6 +19,7 @@ from jobs.failures import ending, stop_on_signals
 from jobs.limits import TimeLimits
 from jobs.run import complete
 from pipelines.backend_choice import check_backend
+from pipelines.breaker import was_stopped
 from pipelines.config import Job
 from pipelines.incremental import (
     Changes,
@@ -35,7 +36,7 @@ from pipelines.ledger import Ledger, Rescore, append, is_incremental, read_ledge
 from pipelines.new_run import NewRun
 from pipelines.prepare import check_apart, result_settings
 from pipelines.report import EXIT_DONE, EXIT_TOO_MANY_FAILED, write_failure
-from pipelines.run_place import drop_run, open_run, read_todo, run_name, settle, write_todo
+from pipelines.run_place import drop_run, open_run, read_todo, run_name, settle, work_folder, write_todo
 
 
 def run_incremental(
@@ -123,6 +124,8 @@ class _Kept:
                 f"  {shown(other)}\nSet them back to go on with it, or drop what it did with --rescore new (new files "
                 "only) or --rescore all (every file)"
             )
+        if rescore is not None and was_stopped(work_folder(self.output, begun)):
+            return False  # the breaker's message says so
         return not other and rescore in (None, todo["rescore"])
 
     def _do(self, ledger: Ledger, new: NewRun) -> int:

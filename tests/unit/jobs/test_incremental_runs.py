@@ -16,7 +16,7 @@ from whole_runs import Spine, job
 
 import jobs.incremental
 import jobs.run
-from gptj_batch.errors import BackendError, ConfigError, InputError, OutputInUseError
+from gptj_batch.errors import BackendError, ConfigError, InputError, OutputInUseError, TooManyFailedError
 from gptj_batch.records.lease import take_lease
 from jobs.cli import main
 from jobs.failures import Stopped
@@ -437,6 +437,25 @@ def test_what_is_said_now_wins_over_what_was_said_of_an_interrupted_rescoring(
     assert run_job(interrupted_rescoring, rescore="new") == 0
     assert runs(tmp_path)[-1] == ["c.parquet"]
     assert not list((tmp_path / "out" / "_gptj_batch" / "runs").iterdir())
+
+
+def test_a_run_that_was_stopped_for_its_failures_is_dropped_when_somebody_says_so(
+    tmp_path: Path, spine: Spine, write: Write, scheduled: Callable[..., Job]
+) -> None:
+    pq.write_table(pa.table({"text": pa.array([None] * 100, pa.string())}), write("a.parquet"))
+    watched, done = scheduled(errors={"stop_after": 90}), 0
+    for said in (None, "new", "all"):  # as what the run was begun that is stopped
+        spine.units_before_end = 3
+        with pytest.raises(BackendError):
+            run_job(watched, rescore=said)
+        spine.units_before_end = None
+        for _ in range(2):
+            with pytest.raises(TooManyFailedError, match="--rescore new"):
+                run_job(watched)
+        assert spine.num_units == done + 3, "nothing more was done"
+        done += 3
+    assert run_job(watched, rescore="all") == 3
+    assert spine.num_units == done + 4 and len(runs(tmp_path)) == 1
 
 
 def test_another_form_of_output_is_refused(
