@@ -32,6 +32,7 @@ from pipelines.incremental import (
     layout,
     shown,
 )
+from pipelines.last_run import complaint
 from pipelines.ledger import Ledger, Rescore, append, is_incremental, read_ledger
 from pipelines.new_run import NewRun
 from pipelines.prepare import check_apart, result_settings
@@ -47,8 +48,9 @@ def run_incremental(
     rescore: what becomes of the results that are there, where the settings are other ones than they were made with
 
     0: done, or nothing to do. 3: more failed than `errors.max_failed_rows` allows, files were skipped, or the rows
-    drifted beyond `drift.max_psi`; the run is in the ledger then. Raises GPTJBatchError, or Stopped at a signal or a
-    limit; the next run then goes on where this one ended.
+    drifted beyond `drift.max_psi`; the run is in the ledger then, and while no other has rows, 3 is the answer.
+
+    Raises GPTJBatchError, or Stopped at a signal or a limit; the next run then goes on where this one ended.
     """
     with stop_on_signals():
         check_settings(job)
@@ -144,19 +146,23 @@ class _Kept:
         return self._run(ledger, new.doing([each for each in new.changes.todo if each.file.path in done]), inputs)
 
     def _note(self, ledger: Ledger, new: NewRun, skipped: tuple[str, ...]) -> int:
-        """Write down what needs no run, if anything is worth it."""
+        """Write down what needs no run, if anything is worth it, and end as the last run with rows stands."""
         is_accepted = ledger.last is not None and bool(differences(ledger.last.settings, self.settings))
+        is_accepted |= new.rescore is not None and complaint(self.output, ledger, self.job) is not None
         if new.changes.is_noted or is_accepted:
             entry = replace(new.entry(ledger), skipped=skipped)
             self.lease.check()
             append(self.output, entry)
-            settle(self.output, ledger.with_entry(entry))
+            ledger = ledger.with_entry(entry)
+            settle(self.output, ledger)
         self._drop(new.instead_of)
         _tell(f"Nothing to do: {self.job.output.path} is up to date ({new.changes.words()}).")
-        if not skipped:
-            return EXIT_DONE
-        _tell(f"{len(skipped):,} input files cannot be read and were skipped: exit code {EXIT_TOO_MANY_FAILED}")
-        return EXIT_TOO_MANY_FAILED
+        reasons = [f"{len(skipped):,} input files cannot be read and were skipped"] if skipped else []
+        if (beyond := complaint(self.output, ledger, self.job)) is not None:
+            reasons.append(beyond)
+        for reason in reasons:
+            _tell(f"{reason}: exit code {EXIT_TOO_MANY_FAILED}")
+        return EXIT_TOO_MANY_FAILED if reasons else EXIT_DONE
 
     def _drop(self, begun: str | None) -> None:
         """Remove a run that is not gone on with, late: until then, what it was to do is known to the next process."""

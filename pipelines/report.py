@@ -108,9 +108,8 @@ class Report:
     def judged(self, limits: ErrorSettings) -> "Report":
         """Return the report with the exit code, and the reason for it, that these limits give the run."""
         reasons = [f"{len(self.skipped_files):,} input files were skipped"] if self.skipped_files else []
-        if not limits.allows(self.failed, self.rows):
-            allowed = f"errors.max_failed_rows ({limits.max_failed_rows:g}) allows"
-            reasons.insert(0, f"{self.failed:,} of {self.rows:,} rows failed, more than {allowed}")
+        if (failed := too_many_failed(self.failed, self.rows, limits)) is not None:
+            reasons.insert(0, failed)
         code = EXIT_TOO_MANY_FAILED if reasons else EXIT_DONE
         return replace(self, exit_code=code, reason="; ".join(reasons) or "complete")
 
@@ -140,6 +139,14 @@ class Report:
             lines.append(f"{self.reason[:1].upper()}{self.reason[1:]}: exit code {self.exit_code}")
         lines.append(f"output: {self.output}")
         return "\n".join(lines)
+
+
+def too_many_failed(failed: int, rows: int, limits: ErrorSettings) -> str | None:
+    """Return that more rows failed than `errors.max_failed_rows` allows; None where they did not."""
+    if limits.allows(failed, rows):
+        return None
+    allowed = f"errors.max_failed_rows ({limits.max_failed_rows:g}) allows"
+    return f"{failed:,} of {rows:,} rows failed, more than {allowed}"
 
 
 def prompt_hash(run: Run) -> str:

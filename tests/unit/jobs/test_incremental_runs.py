@@ -509,13 +509,57 @@ def test_incremental_and_whole_runs_leave_each_others_outputs_alone(
 
 
 def test_too_many_failed_rows_are_3_and_the_run_is_in_the_ledger(
-    tmp_path: Path, spine: Spine, write: Write, scheduled: Callable[..., Job]
+    half_failed: Path, spine: Spine, scheduled: Callable[..., Job]
 ) -> None:
-    (tmp_path / "in").mkdir()
-    pq.write_table(pa.table({"text": ["a 1", None]}), tmp_path / "in" / "a.parquet")
+    (entry,) = read_ledger(half_failed).entries
+    assert (entry.rows, entry.failed) == (2, 1)
+
+
+@pytest.fixture
+def half_failed(
+    tmp_path: Path, spine: Spine, write: Write, scheduled: Callable[..., Job], capsys: pytest.CaptureFixture[str]
+) -> Path:
+    """An output one of whose two rows failed."""
+    pq.write_table(pa.table({"text": ["a 1", None]}), write("a.parquet"))
     assert run_job(scheduled()) == 3
-    assert read_ledger(tmp_path / "out").entries[0].failed == 1
-    assert run_job(scheduled()) == 0, "nothing is new"
+    capsys.readouterr()
+    return tmp_path / "out"
+
+
+@in_both_modes
+def test_a_run_that_finds_nothing_to_do_ends_as_the_last_one_with_rows_until_there_is_another(
+    half_failed: Path, write: Write, scheduled: Callable[..., Job], capsys: pytest.CaptureFixture[str]
+) -> None:
+    (entry,) = read_ledger(half_failed).entries
+    for _ in range(2):
+        assert run_job(scheduled()) == 3, "or a scheduler's second try would hide it"
+        said = capsys.readouterr().err
+        assert "Nothing to do" in said and f"run {entry.run}, " in said
+        assert "1 of 2 rows failed, more than errors.max_failed_rows (0.01) allows: exit code 3" in said
+        touch(half_failed.parent / "in" / "a.parquet")
+    assert run_job(scheduled(errors={"max_failed_rows": 1})) == 0, "by the limit of who asks"
+    write("empty.parquet", 0)
+    assert run_job(scheduled()) == 0 and run_job(scheduled()) == 3, "which says nothing of rows"
+    write("b.parquet")
+    assert run_job(scheduled()) == 0 and run_job(scheduled()) == 0
+
+
+def test_rows_that_are_accepted_as_they_are_end_the_complaint(half_failed: Path, scheduled: Callable[..., Job]) -> None:
+    assert run_job(scheduled(), rescore="new") == 0
+    assert run_job(scheduled()) == 0
+
+
+def test_what_a_retry_made_of_the_last_run_counts_and_a_run_that_was_taken_away_does_not(
+    half_failed: Path, scheduled: Callable[..., Job]
+) -> None:
+    (partition,) = half_failed.glob("run=*")
+    report = partition / "_gptj_batch" / "run.json"
+    report.write_text(json.dumps({**json.loads(report.read_text()), "done": 2, "failed": 0}))
+    assert run_job(scheduled()) == 0
+    report.unlink()
+    assert run_job(scheduled()) == 3
+    shutil.rmtree(partition)
+    assert run_job(scheduled()) == 0
 
 
 def test_a_bad_file_stops_the_run_or_is_skipped_until_it_can_be_read(
@@ -589,6 +633,8 @@ def test_drift_beyond_the_limit_is_3_and_the_report_shows_it(
     assert {"label", "label_score", "failed"} <= {shift["name"] for shift in drift["shifts"]}
     assert "Drift from run" in (private / "report.html").read_text()
     assert "not as those of run" in json.loads((private / "run.json").read_text())["reason"]
+    assert run_job(watched) == 3 and "drift.max_psi (0.5) allows: exit code 3" in capsys.readouterr().err
+    assert run_job(scheduled(drift={"max_psi": None, "min_rows": 20})) == 0
     write("c.parquet", 5)
     assert run_job(watched) == 0, "too few rows to be compared"
     assert not (private / "drift.json").exists()
