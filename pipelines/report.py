@@ -15,7 +15,7 @@ from gptj_batch.records.output import OutputFolder
 from gptj_batch.records.part_reader import read_column
 from gptj_batch.records.tally import tally_units
 from gptj_batch.tasks.base import ERROR_COLUMN, FREE_TEXT_COLUMNS
-from pipelines.config import ErrorSettings
+from pipelines.config import ErrorSettings, Job
 from pipelines.prepare import Run
 from pipelines.progress import Counts, duration
 
@@ -161,10 +161,16 @@ def count_errors(run: Run) -> dict[str, int]:
 
     Raises OutputError for a unit that is not what was planned.
     """
-    folder = OutputFolder.at(run.folder)
-    counts = tally_units(run.folder, run.plan, run.error_column)
-    for file in [] if folder.unit_indices() else folder.parts():
-        column = read_column(folder, file, run.error_column)
+    if OutputFolder.at(run.folder).unit_indices():
+        return tally_units(run.folder, run.plan, run.error_column)
+    return count_errors_of_parts(run.folder, run.error_column)
+
+
+def count_errors_of_parts(output: str, error_column: str) -> dict[str, int]:
+    """Return how often each error stands in the parts that are there."""
+    folder, counts = OutputFolder.at(output), dict[str, int]()
+    for file in folder.parts():
+        column = read_column(folder, file, error_column)
         if column.null_count < len(column):
             for entry in column.drop_null().value_counts().to_pylist():
                 counts[entry["values"]] = counts.get(entry["values"], 0) + entry["counts"]
@@ -193,8 +199,13 @@ def write_failure(run: Run, exit_code: int, reason: str) -> None:
 
 def write_report(run: Run, report: Report) -> None:
     """Write `run.json` and the resolved `config.yaml` into the run's folder. Raises OutputError."""
-    folder = OutputFolder.at(run.folder)
-    for name, text in ((RUN_FILE, json.dumps(asdict(report), indent=2) + "\n"), (CONFIG_FILE, run.job.to_yaml())):
+    write_report_of(run.job, report, run.folder)
+
+
+def write_report_of(job: Job, report: Report, output: str) -> None:
+    """Write the report of an output, and its job as resolved, into it. Raises OutputError."""
+    folder = OutputFolder.at(output)
+    for name, text in ((RUN_FILE, json.dumps(asdict(report), indent=2) + "\n"), (CONFIG_FILE, job.to_yaml())):
         with folder.whole_file(folder.private / name) as staged:
             staged.write_text(text, encoding="utf-8")
 
