@@ -20,6 +20,7 @@ from jobs.limits import TimeLimits
 from jobs.run import complete
 from pipelines.apart import check_apart
 from pipelines.backend_choice import check_backend
+from pipelines.breaker import was_stopped
 from pipelines.config import Job
 from pipelines.incremental import (
     Changes,
@@ -32,11 +33,12 @@ from pipelines.incremental import (
     layout,
     shown,
 )
+from pipelines.last_run import complaint
 from pipelines.ledger import Ledger, Rescore, append, is_incremental, read_ledger
 from pipelines.new_run import NewRun
 from pipelines.prepare import result_settings
 from pipelines.report import EXIT_DONE, EXIT_TOO_MANY_FAILED, write_failure
-from pipelines.run_place import drop_run, open_run, read_todo, run_name, settle, write_todo
+from pipelines.run_place import drop_run, open_run, read_todo, run_name, settle, work_folder, write_todo
 
 
 def run_incremental(
@@ -47,8 +49,9 @@ def run_incremental(
     rescore: what becomes of the results that are there, where the settings are other ones than they were made with
 
     0: done, or nothing to do. 3: more failed than `errors.max_failed_rows` allows, files were skipped, or the rows
-    drifted beyond `drift.max_psi`; the run is in the ledger then. Raises GPTJBatchError, or Stopped at a signal or a
-    limit; the next run then goes on where this one ended.
+    drifted beyond `drift.max_psi`; the run is in the ledger then, and while no other has rows, 3 is the answer.
+
+    Raises GPTJBatchError, or Stopped at a signal or a limit; the next run then goes on where this one ended.
     """
     with stop_on_signals():
         check_settings(job)
@@ -107,15 +110,14 @@ class _Kept:
         begun = open_run(self.output, ledger)
         todo = None if begun is None else read_todo(self.output, begun)
         if begun is not None and todo is not None and self._goes_on(begun, todo, rescore):
-            found = changes(find(self.job, ledger), ledger, hash_files, todo["rescore"])
+            rescore = todo["rescore"]  # which stays to be done, also where the run is begun anew
+            found = changes(find(self.job, ledger), ledger, hash_files, rescore)
             if (resumed := _resumed(found, todo)) is not None:
-                return make(name=begun, changes=resumed, rescore=todo["rescore"], is_resumed=True)
+                return make(name=begun, changes=resumed, rescore=rescore, is_resumed=True)
             _tell(f"run {begun} was interrupted, and its files are not what they were: it is begun anew")
-        if begun is not None:
-            drop_run(self.output, begun)
         check_same(ledger, self.job, self.settings, rescore)
         found = changes(find(self.job, ledger), ledger, hash_files, rescore)
-        return make(name=run_name(time.time(), ledger), changes=found, rescore=rescore)
+        return make(name=run_name(time.time(), ledger), changes=found, rescore=rescore, instead_of=begun)
 
     def _goes_on(self, begun: str, todo: Mapping[str, Any], rescore: Rescore | None) -> bool:
         before = {"layout": todo["layout"], **todo["settings"]}
@@ -126,6 +128,8 @@ class _Kept:
                 f"  {shown(other)}\nSet them back to go on with it, or drop what it did with --rescore new (new files "
                 "only) or --rescore all (every file)"
             )
+        if rescore is not None and was_stopped(work_folder(self.output, begun)):
+            return False  # the breaker's message says so
         return not other and rescore in (None, todo["rescore"])
 
     def _do(self, ledger: Ledger, new: NewRun) -> int:
@@ -144,22 +148,34 @@ class _Kept:
         return self._run(ledger, new.doing([each for each in new.changes.todo if each.file.path in done]), inputs)
 
     def _note(self, ledger: Ledger, new: NewRun, skipped: tuple[str, ...]) -> int:
-        """Write down what needs no run, if anything is worth it."""
+        """Write down what needs no run, if anything is worth it, and end as the last run with rows stands."""
         is_accepted = ledger.last is not None and bool(differences(ledger.last.settings, self.settings))
+        is_accepted |= new.rescore is not None and complaint(self.output, ledger, self.job) is not None
         if new.changes.is_noted or is_accepted:
             entry = replace(new.entry(ledger), skipped=skipped)
             self.lease.check()
             append(self.output, entry)
-            settle(self.output, ledger.with_entry(entry))
+            ledger = ledger.with_entry(entry)
+            settle(self.output, ledger)
+        self._drop(new.instead_of)
         _tell(f"Nothing to do: {self.job.output.path} is up to date ({new.changes.words()}).")
-        if not skipped:
-            return EXIT_DONE
-        _tell(f"{len(skipped):,} input files cannot be read and were skipped: exit code {EXIT_TOO_MANY_FAILED}")
-        return EXIT_TOO_MANY_FAILED
+        reasons = [f"{len(skipped):,} input files cannot be read and were skipped"] if skipped else []
+        if (beyond := complaint(self.output, ledger, self.job)) is not None:
+            reasons.append(beyond)
+        for reason in reasons:
+            _tell(f"{reason}: exit code {EXIT_TOO_MANY_FAILED}")
+        return EXIT_TOO_MANY_FAILED if reasons else EXIT_DONE
+
+    def _drop(self, begun: str | None) -> None:
+        """Remove a run that is not gone on with, late: until then, what it was to do is known to the next process."""
+        if begun is not None:
+            self.lease.check()
+            drop_run(self.output, begun)
 
     def _run(self, ledger: Ledger, new: NewRun, inputs: InputFiles) -> int:
         run = new.prepared(inputs)
         if not new.is_resumed:
+            self._drop(new.instead_of)
             write_todo(self.output, new.name, new.todo())
         _tell(f"run {new.name}{' goes on' if new.is_resumed else ''}: {new.changes.words()}")
         try:
@@ -170,7 +186,7 @@ class _Kept:
         except OutputInUseError:
             raise  # the output is another run's by now
         except BaseException as error:
-            write_failure(run, *ending(error), self.output)
+            write_failure(run, *ending(error))
             raise
         if drift is not None:
             print(drift.line())

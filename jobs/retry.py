@@ -1,22 +1,35 @@
 """Retry: does again the rows of a finished output whose `error` is set, in place."""
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
+from pathlib import Path
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 
 from gptj_batch.errors import OutputError
 from gptj_batch.records.lease import take_lease
+from gptj_batch.records.output import OutputFolder
+from gptj_batch.records.part_reader import count_rows
 from gptj_batch.records.retry import RetryFolder
+from gptj_batch.records.rewrite import unreadable
 from jobs.failures import stop_on_signals
 from jobs.limits import TimeLimits
 from jobs.run import complete
 from pipelines.config import Job
-from pipelines.prepare import Run, prepare
-from pipelines.report import MAX_REASONS, Report, count_errors, read_report, write_report
+from pipelines.ledger import is_incremental
+from pipelines.prepare import prepare
+from pipelines.report import MAX_REASONS, Report, count_errors_of_parts, read_report, write_report_of
 from pipelines.report_page import write_page
 from pipelines.retry import Finished
+
+# What a report says of its last run alone; the rest is the whole output's.
+_OF_THE_RETRY = (
+    *("truncated_this_run", "rows_this_run", "prompt_tokens_this_run", "generated_tokens_this_run"),
+    *("seconds", "tokens_per_s", "started"),
+)
 
 
 def retry(
@@ -31,24 +44,43 @@ def retry(
     with stop_on_signals():
         finished = Finished.read(output, overrides)
         finished.check_retryable()
-        with take_lease(finished.job.output.path) as lease:
+        with _held(finished.job.output.path) as check:
             report = _read_report(finished.job)
             folder, added = RetryFolder(finished.job.output.path), finished.added_columns()
             if not folder.is_open and not finished.take_out(folder):
                 print(f"Nothing to do: no row of {finished.job.output.path} failed.", file=sys.stderr)
+                report = _counted_again(finished, report)
             else:
                 num_rows = sum(pq.read_metadata(file).num_rows for file in folder.rows.iterdir())
                 run = prepare(finished.retry_job(num_rows))
                 finished.check_same(run)
                 print(f"doing {num_rows:,} failed rows of {finished.job.output.path} again", file=sys.stderr)
                 done = complete(run, address, limits)
-                lease.check()
-                folder.put_back(added, finished.job.output.form, lease.check)
-                report = _counted_again(replace(run, job=finished.job), report, done)
+                check()
+                folder.put_back(added, finished.job.output.form, check)
+                report = _counted_again(finished, report, done)
                 folder.remove()
         report = report.judged(finished.job.errors)
         print(report.summary())
         return report.exit_code
+
+
+@contextmanager
+def _held(output: str) -> Iterator[Callable[[], None]]:
+    """Hold the output, and the dataset that it is a run of: the next run of that may take parts away.
+
+    Yields what raises OutputInUseError once one of them is another's. Raises OutputInUseError where one is.
+    """
+    dataset = Path(output).resolve().parent
+    with ExitStack() as held:
+        outputs = [*([str(dataset)] if is_incremental(dataset) else []), output]
+        leases = [held.enter_context(take_lease(each)) for each in outputs]
+
+        def check() -> None:
+            for lease in leases:
+                lease.check()
+
+        yield check
 
 
 def _read_report(job: Job) -> Report:
@@ -58,23 +90,35 @@ def _read_report(job: Job) -> Report:
     return replace(report, output=job.output.path)  # where it is now: it may have been moved
 
 
-def _counted_again(run: Run, before: Report, retried: Report) -> Report:
-    """Write the report of the whole output, its errors counted from the parts as they are now."""
-    errors = count_errors(run)
+def _counted_again(finished: Finished, before: Report, retried: Report | None = None) -> Report:
+    """Write the report of the whole output, its rows and errors counted from the parts as they are now.
+
+    retried: what was done again; without it, the report is written only where it is another one
+    """
+    job, output = finished.job, finished.job.output.path
+    errors, rows = count_errors_of_parts(output, finished.error_column), _num_rows(job)
     failed = sum(errors.values())
+    if retried is None and (rows, failed) == (before.rows, before.failed):
+        return before
     report = replace(
         before,
-        done=before.rows - failed,
+        rows=rows,
+        done=rows - failed,
         failed=failed,
         errors=dict(sorted(errors.items(), key=lambda item: -item[1])[:MAX_REASONS]),
-        truncated_this_run=retried.truncated_this_run,
-        rows_this_run=retried.rows_this_run,
-        prompt_tokens_this_run=retried.prompt_tokens_this_run,
-        generated_tokens_this_run=retried.generated_tokens_this_run,
-        seconds=retried.seconds,
-        tokens_per_s=retried.tokens_per_s,
-        started=retried.started,
-    ).judged(run.job.errors)
-    write_report(run, report)
+        **({} if retried is None else {name: getattr(retried, name) for name in _OF_THE_RETRY}),
+    ).judged(job.errors)
+    write_report_of(job, report, output)
     write_page(report)
     return report
+
+
+def _num_rows(job: Job) -> int:
+    """Return the rows of the parts that are there. Raises OutputError."""
+    num_rows = 0
+    for part in map(Path, OutputFolder.at(job.output.path).parts()):
+        try:
+            num_rows += count_rows(part, job.output.form.ending)
+        except (OSError, pa.ArrowException) as error:
+            raise unreadable(part, error) from error
+    return num_rows

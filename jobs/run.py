@@ -16,7 +16,6 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -28,6 +27,7 @@ from gptj_batch.records.attempts import Attempts
 from gptj_batch.records.beside import change_places, recover
 from gptj_batch.records.lease import Fence, take_lease
 from gptj_batch.records.output import OutputFolder
+from gptj_batch.records.progress import clean
 from gptj_batch.records.publish import is_complete
 from gptj_batch.records.unchanged import check_unchanged
 from gptj_batch.stages.resources import ReplicaPlan, plan_replicas
@@ -37,16 +37,16 @@ from jobs.head_watch import EXIT_CODE as EXIT_LOST
 from jobs.head_watch import head_watched
 from jobs.limits import TimeLimits
 from pipelines.backend_choice import choose_backend, gpus_of_replica, memory_plan, with_backend
-from pipelines.breaker import check_failures
+from pipelines.breaker import Breaker, was_stopped
 from pipelines.cluster import head_address, node_resources
 from pipelines.config import Job, load_job
 from pipelines.finish import finish
 from pipelines.ledger import Rescore
 from pipelines.no_rows import write_no_rows
 from pipelines.prepare import Run, check_output, claim_output, placed, prepare
-from pipelines.progress import Progress
+from pipelines.progress import Counts, Progress
 from pipelines.ray_errors import as_ours
-from pipelines.report import Report, count_errors, read_report, write_failure
+from pipelines.report import Report, read_report, write_failure
 from pipelines.report_page import page_path, write_page
 
 
@@ -85,6 +85,8 @@ def complete(run: Run, address: str | None = None, limits: TimeLimits | None = N
         return report
     with take_lease(output) as lease:
         run = placed(run)
+        if run.is_beside and was_stopped(run.folder):
+            clean(run.folder)  # to overwrite is what the breaker says: this asks for it again
         pending = claim_output(run)
         try:
             return _put_in_place(run) or _execute(run, pending, address, lease.fence, limits or TimeLimits())
@@ -140,11 +142,13 @@ def _execute(run: Run, pending: NDArray[np.int32], address: str | None, fence: F
     if len(pending) and not num_pending_rows:
         write_no_rows(run)
     elif len(pending):
+        breaker = Breaker.of(run, run.plan.num_rows - num_pending_rows)
+        breaker.check(Counts())
         _tell_start(run, len(pending), num_pending_rows)
         attempts = Attempts(fence.output, fence.token)
         try:
             with limits.kept(), connected(address), _failure_noted(run):
-                facts = _run_units(run, pending, progress, fence, limits)
+                facts = _run_units(run, pending, progress, fence, limits, breaker)
         except BaseException:
             attempts.forget_running()
             raise
@@ -167,7 +171,7 @@ def _failure_noted(run: Run) -> Iterator[None]:
 
 
 def _run_units(
-    run: Run, pending: NDArray[np.int32], progress: Progress, fence: Fence, limits: TimeLimits
+    run: Run, pending: NDArray[np.int32], progress: Progress, fence: Fence, limits: TimeLimits, breaker: Breaker
 ) -> dict[str, Any]:
     """Execute the pipeline, following its counts; return what the replicas say of themselves."""
     from pipelines.build import build  # imports Ray; see jobs.cluster
@@ -180,7 +184,7 @@ def _run_units(
             assert isinstance(table, pa.Table)
             for counts in table.to_pylist():
                 progress.add(counts)
-                check_failures(progress.counts, run.job.errors, partial(count_errors, run))
+                breaker.check(progress.counts)
                 facts = json.loads(counts["backend"])
     except Exception as error:
         ours = as_ours(error)

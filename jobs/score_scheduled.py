@@ -3,9 +3,10 @@
     python jobs/score_scheduled.py CONFIG.yaml a.b=c
 
 It may be started twice, late, or after a run that failed: of two at the same time one ends with 4 and does nothing, a
-missed time is made up for by the next, an interrupted run is gone on with, and with nothing new it ends with 0 within
-seconds. It tells how far the rows drifted from those of the run before, and ends with 3 where that is more than
-`drift.max_psi`. All other exit codes are those of `gptj-batch run`.
+missed time is made up for by the next, an interrupted run is gone on with, and with nothing new it ends within seconds,
+with 0, or with 3 while the last run's rows are such that it ended with 3. It tells how far the rows drifted from those
+of the run before, and ends with 3 where that is more than `drift.max_psi`. All other exit codes are those of
+`gptj-batch run`.
 """
 
 import sys

@@ -27,6 +27,7 @@ class NewRun:
     """A run that is not in the ledger yet.
 
     output: the folder that it adds to    settings: what decides its rows, see `prepare.result_settings`
+    instead_of: a run that was interrupted, and goes when this one begins
     """
 
     name: str
@@ -36,6 +37,7 @@ class NewRun:
     changes: Changes
     rescore: Rescore | None
     is_resumed: bool = False
+    instead_of: str | None = None
 
     def doing(self, todo: Sequence[TodoFile]) -> "NewRun":
         """Return the run where it does these files only."""
@@ -62,7 +64,7 @@ class NewRun:
                 f'output.incremental: the output has a column "{RUN_COLUMN}", and so have the folders of partition; '
                 "choose append, or leave the column out with input.columns"
             )
-        return replace(run, by_file=True)
+        return replace(run, by_file=True, told_in=self.output)
 
     def entry(self, ledger: Ledger) -> Entry:
         """Return what the ledger is to have of the run besides the rows."""

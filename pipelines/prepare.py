@@ -38,6 +38,7 @@ class Run:
     """A job that has been checked: what will be done, in which units.
 
     is_beside: written beside an output that it is to replace    by_file: every part has rows of one input file only
+    told_in: the output whose `run.json` says how the run ends, too, where that is not the run's own folder
     """
 
     job: Job
@@ -47,6 +48,7 @@ class Run:
     model: ModelFacts
     is_beside: bool = False
     by_file: bool = False
+    told_in: str | None = None
 
     @property
     def part_groups(self) -> list[int] | None:
@@ -57,6 +59,13 @@ class Run:
     def folder(self) -> str:
         """Return where the run writes: the output's folder, or one beside it until the two change places."""
         return str(beside(self.job.output.path)) if self.is_beside else self.job.output.path
+
+    @property
+    def failure_folders(self) -> list[str]:
+        """Return the folders whose `run.json` is to say why the run did not finish."""
+        if self.told_in is None:
+            return [self.folder]
+        return [self.told_in, *([self.folder] if Path(self.folder).is_dir() else [])]  # else its parts are in place
 
     @property
     def model_path(self) -> str:

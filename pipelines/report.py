@@ -11,7 +11,7 @@ from gptj_batch.records.output import OutputFolder
 from gptj_batch.records.part_reader import read_column
 from gptj_batch.records.tally import tally_units
 from gptj_batch.tasks.base import ERROR_COLUMN, FREE_TEXT_COLUMNS
-from pipelines.config import ErrorSettings
+from pipelines.config import ErrorSettings, Job
 from pipelines.lineage import prompt_hash, versions
 from pipelines.prepare import Run
 from pipelines.progress import Counts, duration
@@ -99,9 +99,8 @@ class Report:
     def judged(self, limits: ErrorSettings) -> "Report":
         """Return the report with the exit code, and the reason for it, that these limits give the run."""
         reasons = [f"{len(self.skipped_files):,} input files were skipped"] if self.skipped_files else []
-        if not limits.allows(self.failed, self.rows):
-            allowed = f"errors.max_failed_rows ({limits.max_failed_rows:g}) allows"
-            reasons.insert(0, f"{self.failed:,} of {self.rows:,} rows failed, more than {allowed}")
+        if (failed := too_many_failed(self.failed, self.rows, limits)) is not None:
+            reasons.insert(0, failed)
         code = EXIT_TOO_MANY_FAILED if reasons else EXIT_DONE
         return replace(self, exit_code=code, reason="; ".join(reasons) or "complete")
 
@@ -133,31 +132,43 @@ class Report:
         return "\n".join(lines)
 
 
+def too_many_failed(failed: int, rows: int, limits: ErrorSettings) -> str | None:
+    """Return that more rows failed than `errors.max_failed_rows` allows; None where they did not."""
+    if limits.allows(failed, rows):
+        return None
+    allowed = f"errors.max_failed_rows ({limits.max_failed_rows:g}) allows"
+    return f"{failed:,} of {rows:,} rows failed, more than {allowed}"
+
+
 def count_errors(run: Run) -> dict[str, int]:
     """Return how often each error stands in the finished units, or in the parts where these are published.
 
     Raises OutputError for a unit that is not what was planned.
     """
-    folder = OutputFolder.at(run.folder)
-    counts = tally_units(run.folder, run.plan, run.error_column)
-    for file in [] if folder.unit_indices() else folder.parts():
-        column = read_column(folder, file, run.error_column)
+    if OutputFolder.at(run.folder).unit_indices():
+        return tally_units(run.folder, run.plan, run.error_column)
+    return count_errors_of_parts(run.folder, run.error_column)
+
+
+def count_errors_of_parts(output: str, error_column: str) -> dict[str, int]:
+    """Return how often each error stands in the parts that are there."""
+    folder, counts = OutputFolder.at(output), dict[str, int]()
+    for file in folder.parts():
+        column = read_column(folder, file, error_column)
         if column.null_count < len(column):
             for entry in column.drop_null().value_counts().to_pylist():
                 counts[entry["values"]] = counts.get(entry["values"], 0) + entry["counts"]
     return counts
 
 
-def write_failure(run: Run, exit_code: int, reason: str, output: str | None = None) -> None:
+def write_failure(run: Run, exit_code: int, reason: str) -> None:
     """Leave in `run.json` how a run ended that did not finish: Ray Jobs turn every exit code into 1.
-
-    output: the output whose `run.json` it is, where that is not the run's own folder
 
     Does nothing where not even that can be written.
     """
     failure = {
         "name": run.job.name,
-        "output": output or run.job.output.path,
+        "output": run.told_in or run.job.output.path,
         "rows": run.plan.num_rows,
         "units": run.plan.num_units,
         "units_done": len(OutputFolder.at(run.folder).unit_indices()),
@@ -165,15 +176,20 @@ def write_failure(run: Run, exit_code: int, reason: str, output: str | None = No
         "reason": reason,
         "ended": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
     }
-    folder = OutputFolder.at(output or run.folder)
-    with suppress(OutputError), folder.whole_file(folder.private / RUN_FILE) as staged:
-        staged.write_text(json.dumps(failure, indent=2) + "\n", encoding="utf-8")
+    for folder in map(OutputFolder.at, run.failure_folders):
+        with suppress(OutputError), folder.whole_file(folder.private / RUN_FILE) as staged:
+            staged.write_text(json.dumps(failure, indent=2) + "\n", encoding="utf-8")
 
 
 def write_report(run: Run, report: Report) -> None:
     """Write `run.json` and the resolved `config.yaml` into the run's folder. Raises OutputError."""
-    folder = OutputFolder.at(run.folder)
-    for name, text in ((RUN_FILE, json.dumps(asdict(report), indent=2) + "\n"), (CONFIG_FILE, run.job.to_yaml())):
+    write_report_of(run.job, report, run.folder)
+
+
+def write_report_of(job: Job, report: Report, output: str) -> None:
+    """Write the report of an output, and its job as resolved, into it. Raises OutputError."""
+    folder = OutputFolder.at(output)
+    for name, text in ((RUN_FILE, json.dumps(asdict(report), indent=2) + "\n"), (CONFIG_FILE, job.to_yaml())):
         with folder.whole_file(folder.private / name) as staged:
             staged.write_text(text, encoding="utf-8")
 

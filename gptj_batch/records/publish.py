@@ -77,6 +77,22 @@ def published_form(output: str | PurePath) -> dict[str, Any] | None:
     return form if isinstance(form, dict) else None
 
 
+def published_parts(output: str | PurePath) -> dict[str, int]:
+    """Return the parts that the finished output had, in the order of its rows, with their numbers of rows.
+
+    Of an incremental run, later runs may have taken some away. Raises OutputError where it does not say.
+    """
+    success = success_path(output)
+    try:
+        parts = json.loads(OutputFolder.at(output).store.read(success))["parts"]
+        return {str(name): int(num_rows) for name, num_rows in parts.items()}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise OutputError(
+            f"output.path: {success} does not say which parts there are ({type(error).__name__}); run the job anew "
+            "with output.on_exists=overwrite"
+        ) from error
+
+
 def published_groups(output: str | PurePath) -> list[list[str]] | None:
     """Return the names of the parts of each group that `publish` was given; None where there were none."""
     try:

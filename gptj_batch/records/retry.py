@@ -21,6 +21,7 @@ import pyarrow.parquet as pq
 
 from gptj_batch.records.output import OutputFolder, not_written
 from gptj_batch.records.part_form import PartForm
+from gptj_batch.records.publish import published_parts
 from gptj_batch.records.rewrite import open_parquet_part, parquet_tables, rewrite_part
 
 # Where a row stands in the output, and what it was called when it was done first.
@@ -98,19 +99,20 @@ class RetryFolder:
         return num_rows
 
     def _failed(self, added: Sequence[str], error_column: str, keys: Keys) -> Iterator[pa.Table]:
-        first_row = 0
-        for part in map(Path, self._folder.parts()):
-            with open_parquet_part(part) as file:
-                failed = [
-                    _failed_rows(table, part.name, start, added, error_column, keys, first_row)
-                    for table, start in parquet_tables(file, part)
-                ]
-                first_row += file.metadata.num_rows
-            if failed and (table := pa.concat_tables(failed)).num_rows:
-                yield table
+        first_row = 0  # counted over all parts that there were: the names of rows follow from it
+        for name, num_rows in published_parts(self._folder.root).items():
+            if (part := Path(self._folder.root) / name).exists():
+                with open_parquet_part(part) as file:
+                    failed = [
+                        _failed_rows(table, name, start, added, error_column, keys, first_row)
+                        for table, start in parquet_tables(file, part)
+                    ]
+                if failed and (table := pa.concat_tables(failed)).num_rows:
+                    yield table
+            first_row += num_rows
 
     def put_back(self, added: Sequence[str], form: PartForm, check: Callable[[], None]) -> None:
-        """Put what became of the rows into their parts, part by part.
+        """Put what became of the rows into their parts, part by part; into none that is gone, as a later run's doing.
 
         form: the parts'    check: is called before each part, and raises where the output is not ours any more
 
@@ -118,7 +120,8 @@ class RetryFolder:
         """
         for name, done in self._done([ROW, *added]):
             check()
-            rewrite_part(self._folder, Path(self._folder.root) / name, done.column(ROW).to_numpy(), done, added, form)
+            if (part := Path(self._folder.root) / name).exists():
+                rewrite_part(self._folder, part, done.column(ROW).to_numpy(), done, added, form)
 
     def _done(self, columns: Sequence[str]) -> Iterator[tuple[str, pa.Table]]:
         """Yield the name of every part that has retried rows, with these rows, in their order."""

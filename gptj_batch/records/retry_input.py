@@ -4,7 +4,7 @@ JSON lines lose types, and partitions lose columns and the order of the rows. Wh
 is, follows from how the output was made: parts hold the input's rows in order, in each partition those of its values.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,6 +18,7 @@ from gptj_batch.records.output import OutputFolder
 from gptj_batch.records.part_reader import read_column
 from gptj_batch.records.partitions import partition_rows, take_rows
 from gptj_batch.records.plan import Unit, UnitPlan
+from gptj_batch.records.publish import published_parts
 from gptj_batch.records.read import read_unit
 from gptj_batch.records.retry import with_addresses
 from gptj_batch.records.rewrite import unreadable
@@ -63,28 +64,30 @@ def failed_rows_of_input(
         yield _rows(plan, some, columns, keys)
 
 
-def _partitions(folder: OutputFolder) -> dict[str, list[Path]]:
-    """Return the parts of every partition, in order; those of an output without partitions under an empty name."""
-    parts: dict[str, list[Path]] = {}
-    for part in map(Path, folder.parts()):
-        partition = part.parent.relative_to(folder.root).as_posix()
-        parts.setdefault("" if partition == "." else partition, []).append(part)
+def _partitions(folder: OutputFolder) -> dict[str, dict[str, int]]:
+    """Return the parts that every partition had, in order, with their numbers of rows.
+
+    Those of an output without partitions stand under an empty name.
+    """
+    parts: dict[str, dict[str, int]] = {}
+    for name, num_rows in published_parts(folder.root).items():
+        parts.setdefault(name.rpartition("/")[0], {})[name] = num_rows
     return parts
 
 
-def _failed(folder: OutputFolder, parts: Sequence[Path], error_column: str) -> dict[int, tuple[str, int]]:
+def _failed(folder: OutputFolder, parts: Mapping[str, int], error_column: str) -> dict[int, tuple[str, int]]:
     """Return the failed rows of a partition by their number in it, with part and row in the part."""
     found: dict[int, tuple[str, int]] = {}
     first_row = 0
-    for part in parts:
-        try:
-            errors = read_column(folder, part, error_column)
-        except (OSError, pa.ArrowException, KeyError, ValueError) as error:
-            raise unreadable(part, error) from error
-        name = part.relative_to(folder.root).as_posix()
-        places = np.flatnonzero(pc.is_valid(errors).to_numpy())
-        found |= {first_row + int(place): (name, int(place)) for place in places}
-        first_row += len(errors)
+    for name, num_rows in parts.items():
+        if (part := Path(folder.root) / name).exists():
+            try:
+                errors = read_column(folder, part, error_column)
+            except (OSError, pa.ArrowException, KeyError, ValueError) as error:
+                raise unreadable(part, error) from error
+            places = np.flatnonzero(pc.is_valid(errors).to_numpy())
+            found |= {first_row + int(place): (name, int(place)) for place in places}
+        first_row += num_rows
     return found
 
 

@@ -3,8 +3,9 @@
 It needs astro-provider-ray (`ray_provider`) in Airflow, a connection `ray` to the cluster with its token, gptj-batch in
 the cluster's image, and the job file where the cluster's head sees it. Copy it into the DAGs folder.
 
-A retry goes on where the try before it ended. A run that is late or was missed needs no run of its own: the next one
-does whatever is new (`catchup=False`). Two at once would be refused by the output's lease (exit code 4).
+A retry goes on where the try before it ended; after exit code 3 it finds nothing to do and fails with 3 again. A run
+that is late or was missed needs no run of its own: the next one does whatever is new (`catchup=False`). Two
+at once would be refused by the output's lease (exit code 4).
 """
 
 from datetime import UTC, datetime, timedelta

@@ -85,6 +85,15 @@ def test_the_cron_job_submits_the_mounted_job_and_waits_for_it(cron_job, pod, ma
     assert (options.wait, options.submission_id) == (True, "$(POD_NAME)")
 
 
+def test_a_job_that_ended_with_3_is_a_failed_one_and_is_not_tried_again(cron_job, pod):
+    spec = cron_job["spec"]["jobTemplate"]["spec"]
+    (rule,) = spec["podFailurePolicy"]["rules"]
+    (container,) = pod["containers"]
+    assert rule["action"] == "FailJob"
+    # Not 2: `submit` ends with it, too, where the head does not answer for a while.
+    assert rule["onExitCodes"] == {"containerName": container["name"], "operator": "In", "values": [3]}
+
+
 def test_the_submitting_pod_is_as_restricted_as_the_clusters(pod, cron_job):
     (container,) = pod["containers"]
     context = container["securityContext"]

@@ -3,7 +3,8 @@
 import json
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +15,11 @@ import pytest
 from whole_runs import Spine, job
 
 import jobs.incremental
-from gptj_batch.errors import BackendError, ConfigError, InputError, OutputInUseError
+import jobs.run
+from gptj_batch.errors import BackendError, ConfigError, InputError, OutputInUseError, TooManyFailedError
 from gptj_batch.records.lease import Lease, take_lease
 from jobs.cli import main
+from jobs.failures import Stopped
 from jobs.run import run_job
 from pipelines.config import Job
 from pipelines.ledger import read_ledger
@@ -326,6 +329,32 @@ def test_an_interrupted_run_goes_on_and_then_does_what_came_since(
     assert texts(tmp_path) == rows(a=100, b=5)
 
 
+def test_a_signal_is_in_the_outputs_own_report_before_ray_is_shut_down(
+    tmp_path: Path, spine: Spine, write: Write, scheduled: Callable[..., Job], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write("a.parquet")
+    run_job(scheduled())
+    private, said = tmp_path / "out" / "_gptj_batch", []
+
+    def stop(*_: Any) -> dict[str, Any]:
+        raise Stopped("SIGTERM", 143)
+
+    @contextmanager
+    def connected(address: str | None) -> Iterator[None]:
+        try:
+            yield
+        finally:  # here the shutdown takes longer than a scheduler waits
+            said.append(json.loads((private / "run.json").read_text()))
+
+    monkeypatch.setattr(jobs.run, "_run_units", stop)
+    monkeypatch.setattr(jobs.run, "connected", connected)
+    write("b.parquet")
+    with pytest.raises(Stopped):
+        run_job(scheduled())
+    assert [(each["exit_code"], each["reason"]) for each in said] == [(143, "stopped by SIGTERM")]
+    assert (said[0]["output"], said[0]["units"]) == (str(tmp_path / "out"), 2)
+
+
 def test_an_interrupted_run_whose_file_changed_is_begun_anew(
     tmp_path: Path, spine: Spine, write: Write, scheduled: Callable[..., Job], capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -413,6 +442,82 @@ def test_an_interrupted_rescoring_goes_on_without_being_asked_again(
     assert spine.num_units == 8 and texts(tmp_path) == rows(a=100)
 
 
+@pytest.fixture
+def interrupted_rescoring(tmp_path: Path, spine: Spine, write: Write, scheduled: Callable[..., Job]) -> Job:
+    """The job whose `--rescore all` was interrupted, of the files a and b."""
+    write("a.parquet"), write("b.parquet")
+    run_job(scheduled())
+    other = scheduled(task={"prompt": "Is it {{ text }}"})
+    spine.units_before_end = 2
+    with pytest.raises(BackendError):
+        run_job(other, rescore="all")
+    spine.units_before_end = None
+    return other
+
+
+@pytest.mark.parametrize("change", ["touched", "removed"])
+def test_an_interrupted_rescoring_whose_file_is_another_or_gone_is_begun_anew_as_a_rescoring(
+    tmp_path: Path, interrupted_rescoring: Job, change: str
+) -> None:
+    if change == "touched":
+        touch(tmp_path / "in" / "a.parquet")
+    else:
+        (tmp_path / "in" / "a.parquet").unlink()
+    assert run_job(interrupted_rescoring) == 0
+    last = read_ledger(tmp_path / "out").entries[-1]
+    assert last.rescore == "all" and runs(tmp_path)[-1][-1] == "b.parquet"
+    assert texts(tmp_path) == rows(a=40, b=40)
+
+
+def test_a_rescoring_that_cannot_be_begun_anew_today_is_tomorrow(
+    tmp_path: Path, interrupted_rescoring: Job, write: Write
+) -> None:
+    (tmp_path / "in" / "a.parquet").write_bytes(b"half a file")
+    with pytest.raises(InputError, match=r"a\.parquet"):
+        run_job(interrupted_rescoring)
+    write("a.parquet", 7)
+    assert run_job(interrupted_rescoring) == 0
+    assert read_ledger(tmp_path / "out").entries[-1].rescore == "all" and texts(tmp_path) == rows(a=7, b=40)
+
+
+def test_a_refusal_leaves_what_an_interrupted_run_did(
+    tmp_path: Path, interrupted_rescoring: Job, scheduled: Callable[..., Job]
+) -> None:
+    begun = sorted((tmp_path / "out" / "_gptj_batch" / "runs").rglob("unit-*"))
+    other_form = scheduled(task={"prompt": "Is it {{ text }}"}, output={"format": "jsonl"})
+    with pytest.raises(ConfigError, match=r"output.format"):
+        run_job(other_form, rescore="new")
+    assert len(begun) == 2 and sorted((tmp_path / "out" / "_gptj_batch" / "runs").rglob("unit-*")) == begun
+
+
+def test_what_is_said_now_wins_over_what_was_said_of_an_interrupted_rescoring(
+    tmp_path: Path, interrupted_rescoring: Job, write: Write
+) -> None:
+    write("c.parquet", 3)
+    assert run_job(interrupted_rescoring, rescore="new") == 0
+    assert runs(tmp_path)[-1] == ["c.parquet"]
+    assert not list((tmp_path / "out" / "_gptj_batch" / "runs").iterdir())
+
+
+def test_a_run_that_was_stopped_for_its_failures_is_dropped_when_somebody_says_so(
+    tmp_path: Path, spine: Spine, write: Write, scheduled: Callable[..., Job]
+) -> None:
+    pq.write_table(pa.table({"text": pa.array([None] * 100, pa.string())}), write("a.parquet"))
+    watched, done = scheduled(errors={"stop_after": 90}), 0
+    for said in (None, "new", "all"):  # as what the run was begun that is stopped
+        spine.units_before_end = 3
+        with pytest.raises(BackendError):
+            run_job(watched, rescore=said)
+        spine.units_before_end = None
+        for _ in range(2):
+            with pytest.raises(TooManyFailedError, match="--rescore new"):
+                run_job(watched)
+        assert spine.num_units == done + 3, "nothing more was done"
+        done += 3
+    assert run_job(watched, rescore="all") == 3
+    assert spine.num_units == done + 4 and len(runs(tmp_path)) == 1
+
+
 def test_another_form_of_output_is_refused(
     tmp_path: Path, spine: Spine, write: Write, scheduled: Callable[..., Job]
 ) -> None:
@@ -484,13 +589,57 @@ def test_an_output_that_another_kind_of_run_made_while_the_lease_was_waited_for_
 
 
 def test_too_many_failed_rows_are_3_and_the_run_is_in_the_ledger(
-    tmp_path: Path, spine: Spine, write: Write, scheduled: Callable[..., Job]
+    half_failed: Path, spine: Spine, scheduled: Callable[..., Job]
 ) -> None:
-    (tmp_path / "in").mkdir()
-    pq.write_table(pa.table({"text": ["a 1", None]}), tmp_path / "in" / "a.parquet")
+    (entry,) = read_ledger(half_failed).entries
+    assert (entry.rows, entry.failed) == (2, 1)
+
+
+@pytest.fixture
+def half_failed(
+    tmp_path: Path, spine: Spine, write: Write, scheduled: Callable[..., Job], capsys: pytest.CaptureFixture[str]
+) -> Path:
+    """An output one of whose two rows failed."""
+    pq.write_table(pa.table({"text": ["a 1", None]}), write("a.parquet"))
     assert run_job(scheduled()) == 3
-    assert read_ledger(tmp_path / "out").entries[0].failed == 1
-    assert run_job(scheduled()) == 0, "nothing is new"
+    capsys.readouterr()
+    return tmp_path / "out"
+
+
+@in_both_modes
+def test_a_run_that_finds_nothing_to_do_ends_as_the_last_one_with_rows_until_there_is_another(
+    half_failed: Path, write: Write, scheduled: Callable[..., Job], capsys: pytest.CaptureFixture[str]
+) -> None:
+    (entry,) = read_ledger(half_failed).entries
+    for _ in range(2):
+        assert run_job(scheduled()) == 3, "or a scheduler's second try would hide it"
+        said = capsys.readouterr().err
+        assert "Nothing to do" in said and f"run {entry.run}, " in said
+        assert "1 of 2 rows failed, more than errors.max_failed_rows (0.01) allows: exit code 3" in said
+        touch(half_failed.parent / "in" / "a.parquet")
+    assert run_job(scheduled(errors={"max_failed_rows": 1})) == 0, "by the limit of who asks"
+    write("empty.parquet", 0)
+    assert run_job(scheduled()) == 0 and run_job(scheduled()) == 3, "which says nothing of rows"
+    write("b.parquet")
+    assert run_job(scheduled()) == 0 and run_job(scheduled()) == 0
+
+
+def test_rows_that_are_accepted_as_they_are_end_the_complaint(half_failed: Path, scheduled: Callable[..., Job]) -> None:
+    assert run_job(scheduled(), rescore="new") == 0
+    assert run_job(scheduled()) == 0
+
+
+def test_what_a_retry_made_of_the_last_run_counts_and_a_run_that_was_taken_away_does_not(
+    half_failed: Path, scheduled: Callable[..., Job]
+) -> None:
+    (partition,) = half_failed.glob("run=*")
+    report = partition / "_gptj_batch" / "run.json"
+    report.write_text(json.dumps({**json.loads(report.read_text()), "done": 2, "failed": 0}))
+    assert run_job(scheduled()) == 0
+    report.unlink()
+    assert run_job(scheduled()) == 3
+    shutil.rmtree(partition)
+    assert run_job(scheduled()) == 0
 
 
 def test_a_bad_file_stops_the_run_or_is_skipped_until_it_can_be_read(
@@ -564,6 +713,8 @@ def test_drift_beyond_the_limit_is_3_and_the_report_shows_it(
     assert {"label", "label_score", "failed"} <= {shift["name"] for shift in drift["shifts"]}
     assert "Drift from run" in (private / "report.html").read_text()
     assert "not as those of run" in json.loads((private / "run.json").read_text())["reason"]
+    assert run_job(watched) == 3 and "drift.max_psi (0.5) allows: exit code 3" in capsys.readouterr().err
+    assert run_job(scheduled(drift={"max_psi": None, "min_rows": 20})) == 0
     write("c.parquet", 5)
     assert run_job(watched) == 0, "too few rows to be compared"
     assert not (private / "drift.json").exists()

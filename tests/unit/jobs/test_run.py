@@ -9,7 +9,7 @@ import pytest
 from whole_runs import TEXTS, Spine, job, report, write
 
 import jobs.run
-from gptj_batch.errors import BackendError, ConfigError, OutputError
+from gptj_batch.errors import BackendError, ConfigError, OutputError, TooManyFailedError
 from jobs.report import remake_report
 from jobs.run import run_job
 from pipelines.config import check_job
@@ -84,6 +84,43 @@ def test_too_many_failed_rows_are_3_and_the_output_is_complete(folder: Path, mod
     assert run_job(job(folder, model_folder)) == 3, "asking again gives the same answer"
     assert run_job(job(folder, model_folder, errors={"max_failed_rows": 2})) == 0, "by the limit of who asks"
     assert run_job(job(folder, model_folder, errors={"max_failed_rows": 2}, output={"on_exists": "overwrite"})) == 0
+
+
+FAILING: list[str | None] = [None] * 100
+
+
+def test_a_run_that_only_fails_is_not_walked_to_its_end_by_starting_it_again(
+    folder: Path, model_folder: Path, spine: Spine
+) -> None:
+    write(folder, FAILING)
+    watched = job(folder, model_folder, errors={"stop_after": 90})
+    spine.units_before_end = 3
+    with pytest.raises(BackendError):
+        run_job(watched)
+    spine.units_before_end = None
+    for _ in range(2):
+        with pytest.raises(TooManyFailedError, match=r"96 of the first 96 rows failed.*output\.on_exists=overwrite"):
+            run_job(watched)
+    assert spine.num_units == 3 and report(folder)["exit_code"] == 3
+    assert run_job(job(folder, model_folder, errors={"stop_after": None})) == 3, "which goes on"
+    assert spine.num_units == 4
+
+
+def test_an_overwrite_that_was_stopped_for_its_failures_begins_anew_when_it_is_asked_for_again(
+    folder: Path, model_folder: Path, spine: Spine
+) -> None:
+    run_job(job(folder, model_folder))
+    write(folder, FAILING)
+    over = job(folder, model_folder, errors={"stop_after": 90}, output={"on_exists": "overwrite"})
+    spine.units_before_end = 3
+    with pytest.raises(BackendError):
+        run_job(over)
+    spine.units_before_end = None
+    with pytest.raises(TooManyFailedError):
+        run_job(over)
+    assert spine.num_units == 4 + 3
+    assert run_job(over) == 3
+    assert spine.num_units == 4 + 3 + 4
 
 
 def test_an_interrupted_overwrite_leaves_the_old_output_and_goes_on_beside_it(

@@ -1,3 +1,4 @@
+import json
 from pathlib import Path
 
 import pyarrow as pa
@@ -36,6 +37,8 @@ def output(folder: Path, bad: set[int], num_columns: int | None = None) -> Path:
         path = OutputFolder.at(folder).part(number, 2)
         pq.write_table(table, path, row_group_size=4, write_page_checksum=True)
         start += size
+    parts = {"part-00000.parquet": 6, "part-00001.parquet": 9}
+    (folder / "_SUCCESS").write_text(json.dumps({"rows": start, "parts": parts}))
     return folder
 
 
@@ -70,6 +73,30 @@ def test_the_failed_rows_are_taken_out_with_where_they_stand_and_their_keys(tmp_
     assert rows.column(PART).to_pylist() == ["part-00000.parquet"] * 2 + ["part-00001.parquet"] * 2
     assert rows.column(KEY).to_pylist() == ["key 0", "key 5", "key 6", "key 14"]
     assert not set(ADDED) & set(rows.column_names) and retry.is_open
+
+
+def test_rows_keep_their_keys_where_a_part_before_them_is_gone(tmp_path: Path) -> None:
+    retry = RetryFolder(output(tmp_path, {0, 6, 14}))
+    (tmp_path / "part-00000.parquet").unlink()
+    assert retry.take_out(ADDED, "error", keys) == 2
+    assert pq.read_table(retry.rows).column(KEY).to_pylist() == ["key 6", "key 14"]
+
+
+def test_what_became_of_rows_whose_part_is_gone_is_left_out(tmp_path: Path) -> None:
+    retry = RetryFolder(output(tmp_path, {0, 6, 14}))
+    retry.take_out(ADDED, "error", keys)
+    do(retry)
+    (tmp_path / "part-00000.parquet").unlink()
+    retry.put_back(ADDED, FORM, nothing)
+    assert [part.name for part in tmp_path.glob("part-*")] == ["part-00001.parquet"]
+    assert pq.read_table(tmp_path / "part-00001.parquet").column("error").null_count == 9
+
+
+def test_an_output_whose_success_does_not_name_its_parts_is_refused(tmp_path: Path) -> None:
+    retry = RetryFolder(output(tmp_path, {0}))
+    (tmp_path / "_SUCCESS").write_text("")
+    with pytest.raises(OutputError, match=r"_SUCCESS does not say"):
+        retry.take_out(ADDED, "error", keys)
 
 
 def test_where_no_row_failed_there_is_nothing_to_do(tmp_path: Path) -> None:
