@@ -61,8 +61,8 @@ def test_the_settings_of_a_task_are_those_of_its_kind(settings: str, message: st
 
 
 def test_a_setting_of_another_kind_is_unknown_to_this_one() -> None:
-    message = refusal(HEAD + "task: {kind: classify, prompt: x, labels: [a, b], stop: [x]}\n")
-    assert message.startswith("job.yaml:4:51: task.stop: no such setting; there are kind, method, prompt")
+    message = refusal(HEAD + "task: {kind: classify, prompt: x, labels: [a, b], min_p: 0.1}\n")
+    assert message.startswith("job.yaml:4:51: task.min_p: no such setting; there are kind, method, prompt")
 
 
 @settings(max_examples=50)
