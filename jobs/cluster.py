@@ -5,7 +5,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from pipelines.cluster import named_address, open_connection, set_environment
+from pipelines.cluster import close_connection, named_address, open_connection, set_environment
 
 
 @contextmanager
@@ -32,4 +32,4 @@ def connected(address: str | None) -> Iterator[None]:
         try:
             yield
         finally:
-            ray.shutdown()
+            close_connection()

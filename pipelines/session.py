@@ -12,7 +12,7 @@ from contextlib import suppress
 from functools import cache
 from typing import Any
 
-from pipelines.cluster import named_address, open_connection, set_environment
+from pipelines.cluster import close_connection, named_address, open_connection, set_environment
 
 RELEASED_WITHIN_S = 20.0
 # Questions to the keeper that may wait at the same time: one for every task of Ray Data that begins.
@@ -80,9 +80,7 @@ class Session:
                 self._release()
             if self._folder is not None:
                 if is_connected:
-                    import ray
-
-                    ray.shutdown()
+                    close_connection()
                 self._folder.cleanup()
                 self._folder = self._keeper = None
 

@@ -1,10 +1,12 @@
 import os
 import sys
+import threading
+import time
 from collections.abc import Iterator
 
 import pytest
 
-from pipelines.cluster import set_environment
+from pipelines.cluster import close_connection, set_environment
 
 
 @pytest.fixture
@@ -48,3 +50,18 @@ def test_what_the_user_has_set_stays(fresh: pytest.MonkeyPatch) -> None:
 def test_nothing_is_sent_about_its_use(fresh: pytest.MonkeyPatch) -> None:
     set_environment("local")
     assert os.environ["RAY_USAGE_STATS_ENABLED"] == "0"
+
+
+def test_ray_is_left_when_ray_datas_threads_are_over(monkeypatch: pytest.MonkeyPatch) -> None:
+    ray = pytest.importorskip("ray")
+    code = "def wait(inner, seconds):\n    inner(seconds)\n"
+    threads = []
+    for module, seconds in (("ray.data._internal.executor", 0.5), ("ray.database", 60.0)):
+        names = {"__name__": module}
+        exec(code, names)  # noqa: S102 - a function of that module
+        threads.append(threading.Thread(target=names["wait"], args=(time.sleep, seconds), daemon=True))
+        threads[-1].start()
+    alive: list[bool] = []
+    monkeypatch.setattr(ray, "shutdown", lambda: alive.extend(thread.is_alive() for thread in threads))
+    close_connection()
+    assert alive == [False, True]
