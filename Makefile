@@ -1,8 +1,8 @@
 # Two commands on a fresh machine: `make demo` and `make test`. Each makes .venv, installs, and runs.
 PYTHON ?= python3
 BIN := .venv/bin
-# Two processes of tests, each with whole files: what uses one core, or waits for Ray, has room for another.
-PYTEST := $(BIN)/python -m pytest -q -n 2 --dist loadfile
+# Two processes of tests, each with whole files; not of those that start clusters, which have no room for another.
+IN_TWO := -n 2 --dist loadfile
 # The exact versions this was tested with; `make PIP_ARGS=...` adds an index, for example PyTorch's CPU builds:
 # make demo PIP_ARGS="--extra-index-url https://download.pytorch.org/whl/cpu"
 PIP_ARGS ?=
@@ -15,12 +15,12 @@ demo: .venv/runtime
 
 test: .venv/dev
 	$(MAKE) .venv/unit
-	$(PYTEST) tests/parity
-	$(PYTEST) tests/integration -m "not extended"
+	$(BIN)/python -m pytest tests/parity -q $(IN_TWO)
+	$(BIN)/python -m pytest tests/integration -q -m "not extended"
 
 # The same, the longer integration tests (buckets, lost machines, every setting of every task), and those of vLLM's backend.
 test-all: test test-vllm
-	$(BIN)/python -m pytest -q tests/integration -m extended
+	$(BIN)/python -m pytest tests/integration -q -m extended
 
 # vLLM's backend on the CPU build of vLLM, in an environment of its own, made once in minutes; see jobs/bench/vllm_env.py.
 # Where it cannot be made, this says why, and is no failure.
@@ -31,7 +31,7 @@ test-vllm: .venv/dev
 
 # The unit tests passed on these files: `make check` and `make test` after one another, as in CI, run them once.
 .venv/unit: .venv/dev $(shell find gptj_batch pipelines jobs tests infra *.md pyproject.toml -type f -not -path '*/__pycache__/*')
-	$(PYTEST) tests/unit tests/architecture
+	$(BIN)/python -m pytest tests/unit tests/architecture -q $(IN_TWO)
 	touch $@
 
 # What a developer, the pre-commit hook and CI all run.

@@ -3,7 +3,7 @@ import pytest
 from integration.tiny_model import TinyModel
 from jobs.bench.memory_flat import at_shares, measure, peak
 
-pytestmark = [pytest.mark.timeout(900), pytest.mark.slow]
+pytestmark = [pytest.mark.timeout(900), pytest.mark.slow, pytest.mark.extended]
 
 
 def test_driver_and_replica_hold_no_more_at_the_end_of_a_file_than_at_its_first_quarter(tiny: TinyModel) -> None:

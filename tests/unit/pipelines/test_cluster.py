@@ -58,7 +58,7 @@ def test_ray_is_left_when_ray_datas_threads_are_over(monkeypatch: pytest.MonkeyP
     threads = []
     for module, seconds in (("ray.data._internal.executor", 0.5), ("ray.database", 60.0)):
         names = {"__name__": module}
-        exec(code, names)  # noqa: S102 - a function of that module
+        exec(code, names)
         threads.append(threading.Thread(target=names["wait"], args=(time.sleep, seconds), daemon=True))
         threads[-1].start()
     alive: list[bool] = []
