@@ -205,7 +205,10 @@ def wait_for_units(here: Path, process: "subprocess.Popen[str]", num_units: int)
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("number", "code", "whole_group"),
-    [(signal.SIGINT, 130, True), (signal.SIGTERM, 143, False)],
+    [
+        pytest.param(signal.SIGINT, 130, True, marks=pytest.mark.extended),
+        pytest.param(signal.SIGTERM, 143, False),
+    ],
     ids=["Ctrl-C in a terminal", "SIGTERM as ray job stop sends it"],
 )
 def test_a_run_that_is_stopped_says_so_and_a_rerun_finishes_it(

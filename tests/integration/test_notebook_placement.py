@@ -9,7 +9,7 @@ import pytest
 from integration.clusters import RunningCluster, connect
 from pipelines import classify, extract, shutdown, warm_replicas
 
-pytestmark = pytest.mark.timeout(600)
+pytestmark = [pytest.mark.timeout(600), pytest.mark.extended]
 
 
 @pytest.fixture(autouse=True)

@@ -43,6 +43,7 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.extended
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
 def test_the_installed_wheel_runs_the_demo_from_another_folder(installed: Path) -> None:

@@ -9,7 +9,7 @@ from gptj_batch.stages.resources import ReplicaPlan
 from integration.probes import Describe, MakeRows, Replica
 from pipelines.whole_blocks import on_cpu, on_replicas, unit_numbers
 
-pytestmark = pytest.mark.timeout(600)
+pytestmark = [pytest.mark.timeout(600), pytest.mark.extended]
 
 # Units of every size, the smallest and the largest among them, in no order.
 SIZES = [1, 500, 2, 499, *random.Random(0).choices(range(1, 501), k=36)]
