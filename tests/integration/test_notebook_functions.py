@@ -321,7 +321,7 @@ def interrupted() -> Iterator[None]:
         thread.join()
 
 
-# Behind all other integration tests in one process no interrupt got through, twice of twice; alone it passes. Not explained.
+# Behind all others in one process no interrupt got through, twice of twice; alone it passes. Not explained yet.
 @pytest.mark.extended
 def test_a_call_that_is_interrupted_leaves_the_replica_for_the_next_one(tiny: TinyModel) -> None:
     settings: dict[str, Any] = {"prompt": "{{ text }}", "max_new_tokens": 30, "model": str(tiny.folder)}
