@@ -52,8 +52,8 @@ def open_connection(address: str, folder: str) -> None:
 def close_connection() -> None:
     """Leave Ray, and end the local cluster; Ray Data's threads end before.
 
-    Ray Data itself waits two seconds for them. On a busy machine that is too short, and a thread that speaks with Ray
-    while that is shut down ends the process without a word, with exit code 1, or crashes it.
+    Ray Data itself waits two seconds for them, which may be too short on a busy machine. A thread that speaks with Ray
+    while that is shut down makes Ray end the process, with exit code 1 and no word at our level of its log.
     """
     import ray
 

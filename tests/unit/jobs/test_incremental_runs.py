@@ -426,16 +426,22 @@ def test_rescoring_all_does_every_file_again_and_replaces_the_old_rows(
     assert run_job(other) == 0 and len(runs(tmp_path)) == 2
 
 
-def test_an_interrupted_rescoring_goes_on_without_being_asked_again(
-    tmp_path: Path, spine: Spine, write: Write, scheduled: Callable[..., Job]
-) -> None:
-    write("a.parquet", 100)
+def interrupt_rescoring(spine: Spine, scheduled: Callable[..., Job]) -> Job:
+    """Do the input's files, then some units of them again by another prompt; return the job that has that."""
     run_job(scheduled())
     other = scheduled(task={"prompt": "Is it {{ text }}"})
     spine.units_before_end = 2
     with pytest.raises(BackendError):
         run_job(other, rescore="all")
     spine.units_before_end = None
+    return other
+
+
+def test_an_interrupted_rescoring_goes_on_without_being_asked_again(
+    tmp_path: Path, spine: Spine, write: Write, scheduled: Callable[..., Job]
+) -> None:
+    write("a.parquet", 100)
+    other = interrupt_rescoring(spine, scheduled)
     with pytest.raises(ConfigError, match="a run that was interrupted"):
         run_job(scheduled())
     assert run_job(other) == 0
@@ -446,13 +452,7 @@ def test_an_interrupted_rescoring_goes_on_without_being_asked_again(
 def interrupted_rescoring(tmp_path: Path, spine: Spine, write: Write, scheduled: Callable[..., Job]) -> Job:
     """The job whose `--rescore all` was interrupted, of the files a and b."""
     write("a.parquet"), write("b.parquet")
-    run_job(scheduled())
-    other = scheduled(task={"prompt": "Is it {{ text }}"})
-    spine.units_before_end = 2
-    with pytest.raises(BackendError):
-        run_job(other, rescore="all")
-    spine.units_before_end = None
-    return other
+    return interrupt_rescoring(spine, scheduled)
 
 
 @pytest.mark.parametrize("change", ["touched", "removed"])
