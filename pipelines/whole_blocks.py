@@ -7,15 +7,53 @@ turns that off. One actor serves several tables at once only with true multi-thr
 """
 
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import pyarrow as pa
 import ray
-from ray.data import ActorPoolStrategy, DataContext, Dataset
+from ray.data import ActorPoolStrategy, DataContext, Dataset, Datasource, ReadTask
+from ray.data.block import BlockMetadata
 
 from gptj_batch.stages.resources import CPU_STAGE_CPUS, ReplicaPlan
 
 Stage = Callable[[pa.Table], pa.Table]
+_NUMBER_SCHEMA = pa.schema([("id", pa.int64())])
+_NUMBER_BYTES = 8
+
+
+class UnitNumbers(Datasource):
+    """One block a unit, with the unit's place from 0 in the column `id`.
+
+    Not `ray.data.range`: its tasks claim a whole CPU, which no stage behind them can share, so Ray would run them by
+    themselves, in processes of their own.
+    """
+
+    def __init__(self, num_units: int) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self._num_units = num_units
+
+    def estimate_inmemory_data_size(self) -> int:
+        """Return the bytes of all blocks."""
+        return _NUMBER_BYTES * self._num_units
+
+    def get_read_tasks(
+        self, parallelism: int, per_task_row_limit: int | None = None, data_context: DataContext | None = None
+    ) -> list[ReadTask]:
+        """Return one task a unit, whatever parallelism Ray would choose."""
+        facts = BlockMetadata(num_rows=1, size_bytes=_NUMBER_BYTES, input_files=None, exec_stats=None)
+        return [ReadTask(partial(_number, unit), facts, _NUMBER_SCHEMA) for unit in range(self._num_units)]
+
+
+def _number(unit: int) -> list[pa.Table]:
+    return [pa.table({"id": [unit]}, schema=_NUMBER_SCHEMA)]
+
+
+def _read(num_units: int) -> Dataset:
+    numbers: Dataset = ray.data.read_datasource(
+        UnitNumbers(num_units), num_cpus=CPU_STAGE_CPUS, override_num_blocks=num_units
+    )
+    return numbers
 
 
 def unit_numbers(num_units: int) -> Dataset:
@@ -27,7 +65,7 @@ def unit_numbers(num_units: int) -> Dataset:
     context.print_on_execution_start = False
     # A first table may wait for a model of many gigabytes to load, and a table of long generations for its end.
     context.execution_no_progress_timeout_s = -1
-    return ray.data.range(num_units, override_num_blocks=num_units)
+    return _read(num_units)
 
 
 def unit_numbers_in_order(num_units: int) -> Dataset:
@@ -37,7 +75,7 @@ def unit_numbers_in_order(num_units: int) -> Dataset:
         context.target_max_block_size = None
         context.execution_no_progress_timeout_s = -1
         context.execution_options.preserve_order = True
-        return ray.data.range(num_units, override_num_blocks=num_units)
+        return _read(num_units)
 
 
 def in_order(dataset: Dataset) -> Dataset:

@@ -165,6 +165,12 @@ def test_an_input_without_rows_gives_an_output_with_columns(desk: Desk) -> None:
     assert run_report(desk.output())["rows"] == 0
 
 
+def test_a_run_needs_no_whole_cpu_beside_its_replica(desk: Desk, source: Path) -> None:
+    job = desk.job(source, GENERATE, replicas={"cpus_each": 1.5}, backend={"kind": "fake"})
+    ended = desk.run(job, "--limit", "10")
+    assert (ended.code, output_table(desk.output()).num_rows) == (0, 10), ended.stderr
+
+
 def test_a_limit_takes_the_first_rows(desk: Desk, source: Path) -> None:
     job = desk.job(source, GENERATE, input={"columns": ["id", "text"]}, backend={"kind": "fake"})
     assert desk.run(job, "--limit", "70").code == 0

@@ -70,8 +70,6 @@ def test_a_second_run_is_refused_with_4_and_disturbs_nothing(desk: Desk, expecte
     assert output_table(desk.output()).to_pylist() == expected
 
 
-# The run that takes over waits for something of the stopped one, for longer than its share in Ray Data is kept.
-@pytest.mark.extended
 def test_a_run_that_slept_while_another_took_over_writes_nothing_any_more(
     desk: Desk, expected: list[dict[str, object]]
 ) -> None:
