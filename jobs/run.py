@@ -40,10 +40,11 @@ from pipelines.backend_choice import choose_backend, gpus_of_replica, memory_pla
 from pipelines.breaker import Breaker, was_stopped
 from pipelines.cluster import head_address, node_resources
 from pipelines.config import Job, load_job
+from pipelines.destination import check_output, claim_output, placed
 from pipelines.finish import finish
 from pipelines.ledger import Rescore
 from pipelines.no_rows import write_no_rows
-from pipelines.prepare import Run, check_output, claim_output, placed, prepare
+from pipelines.prepare import Run, prepare
 from pipelines.progress import Counts, Progress
 from pipelines.ray_errors import as_ours
 from pipelines.report import Report, read_report, write_failure

@@ -6,10 +6,10 @@ from functools import partial
 from typing import Self
 
 from gptj_batch.errors import TooManyFailedError
-from pipelines.config import ErrorSettings
 from pipelines.prepare import Run
 from pipelines.progress import Counts
 from pipelines.report import EXIT_TOO_MANY_FAILED, count_errors, read_failure
+from pipelines.settings import ErrorSettings
 
 _MAX_REASONS = 3
 _OVERWRITE = "start anew with output.on_exists=overwrite"

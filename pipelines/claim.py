@@ -10,7 +10,8 @@ from numpy.typing import NDArray
 from gptj_batch.records.beside import change_places, recover
 from gptj_batch.records.lease import Fence, take_lease
 from gptj_batch.records.publish import is_complete
-from pipelines.prepare import Run, check_output, claim_output, placed
+from pipelines.destination import check_output, claim_output, placed
+from pipelines.prepare import Run
 
 
 @dataclass(frozen=True)

@@ -15,8 +15,8 @@ from typing import Any
 
 import numpy as np
 
-from pipelines.config import DriftSettings
 from pipelines.profile import Profile, Sample, count_in_bins
+from pipelines.settings import DriftSettings
 
 LEAST_SHARE = 1e-4
 OTHERS = "others"

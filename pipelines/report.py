@@ -11,10 +11,11 @@ from gptj_batch.records.output import OutputFolder
 from gptj_batch.records.part_reader import read_column
 from gptj_batch.records.tally import tally_units
 from gptj_batch.tasks.base import ERROR_COLUMN, FREE_TEXT_COLUMNS
-from pipelines.config import ErrorSettings, Job
+from pipelines.config import Job
 from pipelines.lineage import prompt_hash, versions
 from pipelines.prepare import Run
 from pipelines.progress import Counts, duration
+from pipelines.settings import ErrorSettings
 
 RUN_FILE, CONFIG_FILE = "run.json", "config.yaml"
 # Reasons may hold numbers of their row, and then no two are alike; the output's column has all of them.

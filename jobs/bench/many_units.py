@@ -24,7 +24,8 @@ from gptj_batch.records.publish import publish
 from gptj_batch.records.read import plan_units
 from jobs.bench.surroundings import surroundings
 from pipelines.config import Job
-from pipelines.prepare import Run, claim_output, prepare
+from pipelines.destination import claim_output
+from pipelines.prepare import Run, prepare
 from pipelines.report import count_errors
 
 ROWS_PER_FILE = 1 << 20

@@ -4,8 +4,8 @@ import pytest
 
 from gptj_batch.errors import TooManyFailedError
 from pipelines.breaker import Breaker
-from pipelines.config import ErrorSettings
 from pipelines.progress import Counts
+from pipelines.settings import ErrorSettings
 
 
 def check(rows: int, failed: int, before: tuple[int, int] = (0, 0), **settings: Any) -> None:

@@ -7,8 +7,9 @@ from hypothesis import strategies as st
 
 from gptj_batch.errors import ConfigError
 from gptj_batch.tasks.classify import ClassifySettings
-from pipelines.config import LATER, ErrorSettings, Job, check_job, load_job
+from pipelines.config import LATER, Job, check_job, load_job
 from pipelines.job_file import apply_overrides, parse_job
+from pipelines.settings import ErrorSettings
 
 # The contract's example, as it stands there, with a task filled in.
 CONTRACT = """\

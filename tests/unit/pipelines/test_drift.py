@@ -5,9 +5,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipelines.config import DriftSettings
 from pipelines.drift import Drift, drift_from, psi
 from pipelines.profile import Profile, Sample
+from pipelines.settings import DriftSettings
 
 COUNTS = st.lists(st.integers(0, 1000), min_size=2, max_size=12)
 

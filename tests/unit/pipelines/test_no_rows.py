@@ -8,8 +8,9 @@ import pyarrow.parquet as pq
 from gptj_batch.records.output import OutputFolder
 from gptj_batch.records.progress import pending_units
 from pipelines.config import Job
+from pipelines.destination import claim_output
 from pipelines.no_rows import write_no_rows
-from pipelines.prepare import claim_output, prepare
+from pipelines.prepare import prepare
 
 
 def test_an_input_without_rows_becomes_a_file_with_its_columns_and_the_tasks(

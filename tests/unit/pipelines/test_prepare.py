@@ -21,9 +21,10 @@ from gptj_batch.records.publish import publish
 from gptj_batch.records.write import write_unit
 from pipelines.apart import check_apart, check_found_apart
 from pipelines.config import Job
+from pipelines.destination import claim_output, placed
 from pipelines.incremental import find
 from pipelines.ledger import Ledger
-from pipelines.prepare import MAX_UNIT_ROWS, MAX_UNITS, MIN_UNIT_ROWS, Run, claim_output, placed, prepare, unit_rows
+from pipelines.prepare import MAX_UNIT_ROWS, MAX_UNITS, MIN_UNIT_ROWS, Run, prepare, unit_rows
 
 MakeJob = Callable[..., Job]
 

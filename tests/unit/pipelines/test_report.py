@@ -10,7 +10,8 @@ import pytest
 from gptj_batch.records.output import OutputFolder
 from gptj_batch.records.write import write_unit
 from pipelines.config import Job, load_job
-from pipelines.prepare import Run, claim_output, prepare
+from pipelines.destination import claim_output
+from pipelines.prepare import Run, prepare
 from pipelines.progress import Counts
 from pipelines.report import MAX_REASONS, Report, count_errors, read_report, write_report
 

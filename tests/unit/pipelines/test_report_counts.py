@@ -7,7 +7,8 @@ import pyarrow.parquet as pq
 
 from gptj_batch.records.output import OutputFolder
 from pipelines.config import Job
-from pipelines.prepare import claim_output, prepare
+from pipelines.destination import claim_output
+from pipelines.prepare import prepare
 from pipelines.report import count_errors
 
 

@@ -8,7 +8,8 @@ import pytest
 
 from gptj_batch.records.output import OutputFolder
 from pipelines.config import Job
-from pipelines.prepare import claim_output, prepare
+from pipelines.destination import claim_output
+from pipelines.prepare import prepare
 from pipelines.progress import Counts
 from pipelines.report import Report
 from pipelines.report_page import MAX_VALUES, write_page
