@@ -1,6 +1,5 @@
 import json
 import os
-import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -11,20 +10,10 @@ import pyarrow.parquet as pq
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from obstore.store import MemoryStore
 
-from gptj_batch.errors import CheckpointError, ConfigError, InputError, OutputError
-from gptj_batch.records.beside import beside, change_places
-from gptj_batch.records.bucket_store import BucketStore
-from gptj_batch.records.output import OutputFolder
-from gptj_batch.records.publish import publish
-from gptj_batch.records.write import write_unit
-from pipelines.apart import check_apart, check_found_apart
+from gptj_batch.errors import CheckpointError, ConfigError, InputError
 from pipelines.config import Job
-from pipelines.destination import claim_output, placed
-from pipelines.incremental import find
-from pipelines.ledger import Ledger
-from pipelines.prepare import MAX_UNIT_ROWS, MAX_UNITS, MIN_UNIT_ROWS, Run, prepare, unit_rows
+from pipelines.prepare import MAX_UNIT_ROWS, MAX_UNITS, MIN_UNIT_ROWS, prepare, unit_rows
 
 MakeJob = Callable[..., Job]
 
@@ -149,142 +138,6 @@ def test_an_input_without_rows_can_be_prepared(make_job: MakeJob, records: Path)
     pq.write_table(pa.table({"text": pa.array([], pa.string())}), records / "a.parquet")
     run = prepare(make_job())
     assert (run.plan.num_rows, run.plan.num_units) == (0, 1)
-
-
-# Input and output apart
-
-
-@pytest.mark.parametrize(
-    "path", ["out", "out/", "out/*.parquet", "out/part-00000.parquet", "out/**", "./in/../out", "~/out"]
-)
-def test_an_output_that_holds_the_input_is_refused_since_overwriting_would_remove_it(
-    make_job: MakeJob, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, path: str
-) -> None:
-    claim_output(first := prepare(make_job()))
-    finish(first)
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("HOME", str(tmp_path))
-    again = make_job(input={"path": ["records", path]}, output={"on_exists": "overwrite"})
-    with pytest.raises(ConfigError, match=rf"output\.path: .*out holds the input {re.escape(path)}; choose another"):
-        prepare(again)
-    assert output_of(first).parts()
-
-
-def test_an_output_in_the_input_is_refused_unless_readers_leave_it_out(make_job: MakeJob, records: Path) -> None:
-    with pytest.raises(ConfigError, match=r"lies in the input .*, whose next run would read it"):
-        prepare(make_job(output={"path": str(records / "deep" / "out")}))
-    for name in ("_out", ".out", "_a/out"):
-        assert prepare(make_job(output={"path": str(records / name)}))
-    by_glob = {"path": str(records / "*.parquet")}
-    assert prepare(make_job(input=by_glob, output={"path": str(records / "out")}))
-
-
-@pytest.mark.parametrize("pattern", ["*", "*/", "**", "**/*.parquet", "*/*.parquet", "*/**/part-*", "o?t/*", "[no]ut"])
-def test_a_glob_that_would_find_the_output_is_refused_before_there_is_one(
-    make_job: MakeJob, records: Path, pattern: str
-) -> None:
-    job = make_job(input={"path": f"{records}/{pattern}"}, output={"path": str(records / "out")})
-    with pytest.raises(ConfigError, match=r"out lies in the input .*, whose next run would read it"):
-        prepare(job)
-
-
-@pytest.mark.parametrize(
-    ("pattern", "out", "output", "refused"),
-    [
-        ("*.parquet", "out", {}, False),
-        ("**/a.parquet", "out", {}, False),
-        ("*/**/*.parquet", "_out", {}, False),
-        ("*/*.parquet", "out/deep", {}, False),
-        ("*/*/*.parquet", "out", {}, False),
-        ("*/*/*.parquet", "out", {"partition_by": ["id"]}, True),
-        ("**/*.parquet", "out", {"format": "jsonl"}, False),
-        ("**/*.jsonl", "out", {"format": "jsonl"}, True),
-    ],
-)
-def test_whether_a_glob_would_find_the_output_is_told_by_the_names_of_its_parts(
-    make_job: MakeJob, records: Path, pattern: str, out: str, output: dict[str, Any], refused: bool
-) -> None:
-    for name in ("a.parquet", "deep/deep/a.parquet", "deep/b.parquet", "c/d.jsonl"):
-        (records / name).parent.mkdir(parents=True, exist_ok=True)
-        if name.endswith("jsonl"):
-            (records / name).write_text('{"id": 1, "text": "a"}\n')
-        elif name != "a.parquet":
-            shutil.copy(records / "a.parquet", records / name)
-    job = make_job(input={"path": f"{records}/{pattern}"}, output={"path": str(records / out), **output})
-    if refused:
-        with pytest.raises(ConfigError, match="lies in the input"):
-            prepare(job)
-    else:
-        assert prepare(job)
-
-
-def test_an_incremental_run_is_told_by_the_folders_that_its_parts_get(make_job: MakeJob, records: Path) -> None:
-    def job(**output: Any) -> Job:
-        source = {"path": f"{records}/*/*/part-*.parquet", "incremental": True}
-        return make_job(input=source, output={"path": str(records / "out"), **output})
-
-    with pytest.raises(ConfigError, match="lies in the input"):
-        check_apart(job())
-    check_apart(job(incremental="append"))
-
-
-@pytest.mark.parametrize("pattern", ["", "/link", "/link/*", "/*.parquet"])
-def test_a_file_that_lies_in_the_output_by_a_link_is_refused(
-    make_job: MakeJob, records: Path, tmp_path: Path, pattern: str
-) -> None:
-    claim_output(first := prepare(make_job()))
-    finish(first)
-    part = Path(output_of(first).parts()[0])
-    if pattern == "/*.parquet":
-        (records / "link.parquet").symlink_to(part)
-    else:
-        (records / "a.parquet").unlink()
-        (records / "link").symlink_to(part.parent)
-    with pytest.raises(
-        ConfigError, match=r"^(input\.path: .*link.* lies in the output|output\.path: .* holds the input)"
-    ):
-        prepare(make_job(input={"path": f"{records}{pattern}"}))
-    with pytest.raises(ConfigError, match=r"lies in the output|holds the input"):
-        check_apart(job := make_job(input={"path": f"{records}{pattern}", "incremental": True}))
-        find(job, Ledger())
-
-
-@pytest.mark.parametrize(
-    ("path", "refused"),
-    [
-        ("s3://b/data/**/*.parquet", "lies in"),
-        ("s3://b/*/", "lies in"),
-        ("s3://b/data?region=us-east-1", "lies in"),
-        ("s3://b/data/*/*.parquet?region=us-east-1", "lies in"),
-        ("s3://b/data/out/*.parquet", "holds"),
-        ("s3://b/data/*.parquet", None),
-        ("s3://b/data/*/*/*.parquet", None),
-        ("s3://b/data/outer", None),
-        ("s3://other/data", None),
-        ("/data/*", None),
-    ],
-)
-def test_a_glob_and_an_output_in_a_bucket_are_apart(make_job: MakeJob, path: str, refused: str | None) -> None:
-    job = make_job(input={"path": path}, output={"path": "s3://b/data/out"})
-    if refused:
-        with pytest.raises(ConfigError, match=refused):
-            check_apart(job)
-    else:
-        check_apart(job)
-    with pytest.raises(ConfigError, match="lies in the output"):
-        check_found_apart(job, ["s3://b/data/a.parquet", f"{job.output.path}/run=1/part-00000.parquet?region=x"])
-    check_found_apart(job, ["s3://b/data/a.parquet", f"{job.output.path}-2/part-00000.parquet"])
-
-
-def test_names_that_only_begin_alike_are_apart(make_job: MakeJob, records: Path) -> None:
-    assert prepare(make_job(output={"path": f"{records}-out"}))
-    assert prepare(make_job(output={"path": str(records)[:-1]}))
-
-
-def test_an_output_by_another_name_is_the_same_output(make_job: MakeJob, records: Path, tmp_path: Path) -> None:
-    (tmp_path / "link").symlink_to(records)
-    with pytest.raises(ConfigError, match="holds the input"):
-        prepare(make_job(output={"path": str(tmp_path / "link")}))
 
 
 # The model
@@ -528,77 +381,6 @@ def test_the_fingerprint_and_the_lineage_are_plain_values(make_job: MakeJob) -> 
     assert {"gptj-batch", "torch", "ray", "python"} <= lineage["versions"].keys()
 
 
-# Claiming the output
-
-
-def output_of(run: Run) -> OutputFolder:
-    return OutputFolder.at(run.job.output.path)
-
-
-def finish_unit(run: Run, index: int) -> None:
-    num_rows = run.plan.unit(index).num_rows
-    write_unit(pa.table({"error": pa.nulls(num_rows, pa.string())}), run.folder, index)
-
-
-def finish(run: Run) -> None:
-    for index in range(run.plan.num_units):
-        finish_unit(run, index)
-    publish(run.folder, run.plan.num_units, run.job.output.form)
-
-
-@pytest.mark.parametrize("on_exists", ["resume", "overwrite", "fail"])
-def test_a_new_folder_is_claimed_and_everything_is_to_do(make_job: MakeJob, on_exists: str) -> None:
-    run = prepare(make_job(output={"on_exists": on_exists}))
-    assert claim_output(run).tolist() == [0, 1, 2, 3]
-    assert json.loads(output_of(run).plan.read_text()) == run.fingerprint()
-
-
-@pytest.mark.parametrize("on_exists", ["resume", "overwrite", "fail"])
-def test_a_folder_with_only_dotted_names_is_as_good_as_new(make_job: MakeJob, tmp_path: Path, on_exists: str) -> None:
-    (tmp_path / "out").mkdir()
-    (tmp_path / "out" / ".DS_Store").touch()
-    assert len(claim_output(prepare(make_job(output={"on_exists": on_exists})))) == 4
-
-
-def test_a_rerun_does_what_is_missing(make_job: MakeJob) -> None:
-    run = prepare(make_job())
-    claim_output(run)
-    finish_unit(run, 1)
-    finish_unit(run, 3)
-    assert claim_output(prepare(make_job())).tolist() == [0, 2]
-
-
-def test_a_complete_output_has_nothing_to_do(make_job: MakeJob) -> None:
-    run = prepare(make_job())
-    claim_output(run)
-    finish(run)
-    assert claim_output(prepare(make_job())).tolist() == []
-
-
-def test_overwriting_takes_away_the_old_output_and_nothing_else(make_job: MakeJob, tmp_path: Path) -> None:
-    run = prepare(make_job())
-    claim_output(run)
-    finish(run)
-    (tmp_path / "out" / "notes.txt").write_text("mine")
-    again = prepare(make_job(task={"seed": 5}, output={"on_exists": "overwrite"}))
-    assert claim_output(again).tolist() == [0, 1, 2, 3]
-    assert not output_of(again).success.exists() and not output_of(again).parts()
-    assert (tmp_path / "out" / "notes.txt").read_text() == "mine"
-    assert json.loads(output_of(again).plan.read_text())["task"]["seed"] == 5
-
-
-def test_another_form_is_taken_until_the_output_is_complete(make_job: MakeJob) -> None:
-    run = prepare(make_job())
-    claim_output(run)
-    other = prepare(make_job(output={"format": "arrow", "compression": "lz4"}))
-    assert len(claim_output(other)) == 4
-    finish(other)
-    assert len(claim_output(other)) == 0
-    with pytest.raises(ConfigError) as caught:
-        claim_output(run)
-    assert 'output.compression: "lz4" -> "zstd"\n  output.format: "arrow" -> "parquet"\n' in str(caught.value)
-
-
 @pytest.mark.parametrize(
     ("column", "message"),
     [
@@ -620,86 +402,6 @@ def test_partitions_are_by_columns_of_the_input_and_by_added_ones_with_their_pre
     prepare(make_job(output={"partition_by": ["id", "g_finish_reason"], "prefix": "g_"}))
     with pytest.raises(ConfigError, match='has no column "finish_reason"'):
         prepare(make_job(output={"partition_by": ["finish_reason"], "prefix": "g_"}))
-
-
-def test_another_configuration_is_refused_with_what_differs(make_job: MakeJob) -> None:
-    claim_output(prepare(make_job()))
-    other = prepare(make_job(task={"seed": 5, "temperature": 0.5}, output={"prefix": "g_"}))
-    with pytest.raises(ConfigError) as caught:
-        claim_output(other)
-    message = str(caught.value)
-    assert "was made by another configuration:" in message
-    for line in ('output.prefix: "" -> "g_"', "task.seed: 0 -> 5", "task.temperature: 0.0 -> 0.5"):
-        assert f"\n  {line}\n" in message
-    assert message.endswith("or start anew with output.on_exists=overwrite")
-
-
-def test_many_differences_are_cut(make_job: MakeJob, records: Path) -> None:
-    claim_output(prepare(make_job()))
-    for number in range(30):
-        shutil.copy(records / "a.parquet", records / f"b{number}.parquet")
-    with pytest.raises(ConfigError, match=r"\n  and \d+ more\n"):
-        claim_output(prepare(make_job()))
-
-
-@pytest.mark.parametrize("finished", [False, True])
-def test_fail_refuses_even_ones_own_output(make_job: MakeJob, finished: bool) -> None:
-    run = prepare(make_job(output={"on_exists": "fail"}))
-    claim_output(run)
-    if finished:
-        finish(run)
-    with pytest.raises(ConfigError, match=r"is not empty, and output\.on_exists is fail; choose another path"):
-        claim_output(run)
-
-
-@pytest.mark.parametrize("on_exists", ["resume", "overwrite"])
-@pytest.mark.parametrize("is_file", [False, True])
-def test_somebody_elses_files_are_never_touched(
-    make_job: MakeJob, tmp_path: Path, on_exists: str, is_file: bool
-) -> None:
-    theirs = tmp_path / "out" if is_file else tmp_path / "out" / "part-00000.parquet"
-    theirs.parent.mkdir(exist_ok=True)
-    theirs.write_text("theirs")
-    with pytest.raises(ConfigError, match="holds files that gptj-batch did not make"):
-        claim_output(prepare(make_job(output={"on_exists": on_exists})))
-    assert theirs.read_text() == "theirs"
-
-
-def test_results_without_a_plan_are_not_gone_on_with(make_job: MakeJob) -> None:
-    run = prepare(make_job())
-    claim_output(run)
-    finish_unit(run, 0)
-    output_of(run).plan.unlink()
-    with pytest.raises(OutputError, match=r"has results but no plan\.json"):
-        claim_output(run)
-    assert len(claim_output(prepare(make_job(output={"on_exists": "overwrite"})))) == 4
-
-
-def test_a_hub_is_refused_as_an_output(make_job: MakeJob) -> None:
-    with pytest.raises(ConfigError, match=r"output\.path: hf:// is not written to"):
-        claim_output(prepare(make_job(output={"path": "hf://datasets/owner/name/out"})))
-
-
-@pytest.mark.parametrize("left", [["part-00001-1.parquet"], ["part-00000-1.parquet", "part-00001-1.parquet"]])
-def test_what_an_overwrite_in_a_bucket_left_half_removed_is_in_no_later_ones_way(
-    make_job: MakeJob, monkeypatch: pytest.MonkeyPatch, left: list[str]
-) -> None:
-    client = MemoryStore()
-    monkeypatch.setattr(BucketStore, "of", lambda bucket: BucketStore(client))
-    job = make_job(output={"path": "s3://memory/out", "on_exists": "overwrite"})
-    claim_output(first := placed(prepare(job)))
-    finish(first)
-    # The objects go in batches of a thousand, by their names: the plan is among the first, and parts the last.
-    new = OutputFolder.at(beside(job.output.path))
-    for name in left:
-        new.store.write(new.root / name, b"of the output that is in its place by now")
-    again = placed(prepare(job))
-    assert again.is_beside and claim_output(again).tolist() == [0, 1, 2, 3]
-    finish(again)
-    assert [part.name for part in OutputFolder.at(again.folder).parts()] == ["part-00000-1.parquet"]
-    change_places(job.output.path)
-    assert [part.name for part in output_of(again).parts()] == ["part-00000-1.parquet"]
-    assert not new.store.is_folder(new.root)
 
 
 def test_one_split_of_a_dataset_is_prepared(make_job: MakeJob, tmp_path: Path) -> None:
