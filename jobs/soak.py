@@ -133,7 +133,7 @@ def run_disturbed(workload: Workload, name: str, kind: str, draw: random.Random,
     Returns how many runs it took, and whether a process was there to be killed before the run had ended.
     """
     job = workload.job(name)
-    with _started(job) as process:
+    with started(job) as process:
         moment = time.monotonic() + draw.uniform(0.0, longest_s)
         killed = False
         while process.poll() is None and not killed:
@@ -144,12 +144,12 @@ def run_disturbed(workload: Workload, name: str, kind: str, draw: random.Random,
     for number in range(1, MAX_RUNS):
         if code == 0:
             return number, killed
-        with _started(job) as process:
+        with started(job) as process:
             code = process.wait()
     raise RuntimeError(f"{name}: not finished after {MAX_RUNS} runs; the last one ended with {code}")
 
 
-class _started:  # noqa: N801 - used as a function
+class started:  # noqa: N801 - used as a function
     """Start the command; what is left of it when it has ended goes too."""
 
     def __init__(self, job: Path) -> None:
@@ -169,7 +169,7 @@ def rounds(workload: Workload, draw: random.Random, number: int, longest_s: floa
     """Yield what came of each of so many rounds, with every kind of victim in turn."""
     for index in range(number):
         kind, name = VICTIMS[index % len(VICTIMS)], f"round-{index:04d}"
-        started = time.monotonic()
+        begun = time.monotonic()
         num_runs, killed = run_disturbed(workload, name, kind, draw, longest_s)
         verdict = workload.compare(name, "undisturbed")
         yield {
@@ -179,7 +179,7 @@ def rounds(workload: Workload, draw: random.Random, number: int, longest_s: floa
             "lost": verdict.lost,
             "doubled": verdict.doubled,
             "different": verdict.different,
-            "seconds": round(time.monotonic() - started, 1),
+            "seconds": round(time.monotonic() - begun, 1),
         }
         if verdict.is_good:
             shutil.rmtree(workload.output(name))
@@ -197,12 +197,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     print(f"seed {seed}", flush=True)
     folder = Path(tempfile.mkdtemp(prefix="gptj-batch-soak-"))
     workload = Workload(folder, options.rows)
-    started = time.monotonic()
-    with _started(workload.job("undisturbed")) as process:
+    begun = time.monotonic()
+    with started(workload.job("undisturbed")) as process:
         if process.wait():
             print(f"the undisturbed run failed; see {folder}/undisturbed.log")
             return 1
-    seconds = time.monotonic() - started
+    seconds = time.monotonic() - begun
     facts = {**surroundings(1), "seed": seed, "rows": options.rows, "undisturbed_s": round(seconds, 1)}
     done: list[dict[str, Any]] = []
     for result in rounds(workload, random.Random(seed), options.rounds, seconds):  # noqa: S311
