@@ -65,7 +65,9 @@ def running_cluster(*nodes: dict[str, float], notices_losses: bool = False) -> I
         patch.setenv("RAY_TMPDIR", top)
         # Ray's workers fail where they would get by for a user, if they see that a test started them.
         patch.delenv("PYTEST_CURRENT_TEST", raising=False)
-        head = {"num_cpus": HEAD_CPUS, "object_store_memory": OBJECT_STORE_BYTES, "include_dashboard": False}
+        # The head's log monitor reads all logs all the time, for drivers that want to show them: no test does.
+        spared = {"include_dashboard": False, "include_log_monitor": False}
+        head = {"num_cpus": HEAD_CPUS, "object_store_memory": OBJECT_STORE_BYTES, **spared}
         if notices_losses:
             head["_system_config"] = QUICK_HEALTH_CHECKS
         cluster = _patiently(lambda: Cluster(initialize_head=True, head_node_args={**head, "temp_dir": str(folder)}))

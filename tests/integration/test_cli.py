@@ -203,11 +203,12 @@ def wait_for_units(here: Path, process: "subprocess.Popen[str]", num_units: int)
 
 
 @pytest.mark.slow
+@pytest.mark.extended
 @pytest.mark.parametrize(
     ("number", "code", "whole_group"),
     [
-        pytest.param(signal.SIGINT, 130, True, marks=pytest.mark.extended),
-        pytest.param(signal.SIGTERM, 143, False),
+        (signal.SIGINT, 130, True),
+        (signal.SIGTERM, 143, False),
     ],
     ids=["Ctrl-C in a terminal", "SIGTERM as ray job stop sends it"],
 )

@@ -49,6 +49,7 @@ def infer_actors() -> dict[str, dict[str, Any]]:
     }
 
 
+@pytest.mark.extended
 def test_every_gpu_gets_a_replica_and_all_replicas_work_at_once(tmp_path: Path) -> None:
     plan = plan_replicas(node_resources(), 1, None, None, None)
     assert (plan.max_replicas, plan.num_gpus, plan.device) == (NUM_GPUS, 1.0, "cuda")

@@ -165,6 +165,7 @@ def test_lines_in_partitions_are_done_again_from_the_input(
     assert run_report(output)["failed"] == 0
 
 
+@pytest.mark.extended
 def test_partitions_by_what_the_task_adds_are_refused(failed: Desk) -> None:
     output = failed.output("moving")
     form = (f"output.path={output}", "output.partition_by=[finish_reason]")

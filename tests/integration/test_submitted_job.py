@@ -155,6 +155,7 @@ def test_a_submitted_job_gives_what_a_local_run_gives_and_shows_how_far_it_is(
     assert "Nothing to do" in again.stdout
 
 
+@pytest.mark.extended
 def test_a_cluster_that_asks_for_a_token_runs_jobs_of_those_who_have_it(config: Path, tmp_path: Path) -> None:
     token = secrets.token_hex(32)
     with ray_head(tmp_path / "home", RAY_AUTH_MODE="token", RAY_AUTH_TOKEN=token) as head:

@@ -10,6 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
+pytestmark = [pytest.mark.timeout(1200), pytest.mark.slow, pytest.mark.extended]
 ROOT = Path(__file__).parents[2]
 
 
@@ -43,9 +44,6 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.mark.extended
-@pytest.mark.slow
-@pytest.mark.timeout(1200)
 def test_the_installed_wheel_runs_the_demo_from_another_folder(installed: Path) -> None:
     elsewhere = installed / "elsewhere"
     elsewhere.mkdir()
@@ -64,8 +62,6 @@ def test_the_installed_wheel_runs_the_demo_from_another_folder(installed: Path) 
         assert sum(pq.read_metadata(part).num_rows for part in folder.glob("part-*.parquet")) == report["rows"] >= 300
 
 
-@pytest.mark.slow
-@pytest.mark.timeout(1200)
 def test_the_installed_wheel_needs_neither_transformers_nor_the_repository(installed: Path) -> None:
     python = installed / "venv" / "bin" / "python"
     absent = "('transformers', 'tests', 'pytest')"
