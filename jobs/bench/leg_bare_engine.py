@@ -24,7 +24,7 @@ def main(file: str) -> None:
     table = pq.read_table(work.input)
     tokenizer = Tokenizer.from_folder(work.checkpoint)
     engine = Engine.from_pretrained(
-        work.checkpoint, dtype="bfloat16", config=EngineConfig(kv_cache_bytes=work.kv_cache_bytes)
+        work.checkpoint, dtype=work.dtype, config=EngineConfig(kv_cache_bytes=work.kv_cache_bytes)
     )
     sampling = SamplingParams(max_new_tokens=work.new_tokens, min_new_tokens=work.new_tokens)
     requests = [

@@ -21,7 +21,7 @@ class Generate:
         self._tokenizer = transformers.AutoTokenizer.from_pretrained(work.checkpoint, padding_side="left")
         self._tokenizer.pad_token = self._tokenizer.eos_token or "!"
         kind: Any = transformers.GPTJForCausalLM
-        self._model = kind.from_pretrained(work.checkpoint, dtype=torch.bfloat16).eval()
+        self._model = kind.from_pretrained(work.checkpoint, dtype=getattr(torch, work.dtype)).eval()
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
         """Add the columns to a batch of rows."""

@@ -20,7 +20,7 @@ def processor_of(work: LegWork) -> Any:
     config = vLLMEngineProcessorConfig(
         model_source=work.checkpoint,
         engine_kwargs={
-            "dtype": "bfloat16",
+            "dtype": work.dtype,
             "kv_cache_memory_bytes": work.kv_cache_bytes,
             "enable_prefix_caching": True,
             "max_model_len": 1024,

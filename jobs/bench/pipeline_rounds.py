@@ -74,7 +74,7 @@ class Rounds:
     def _trial(self, leg: PipelineLeg, num_rows: int) -> tuple[Trial, pa.Table]:
         source = self._bench.folder / f"articles-{num_rows}.parquet"
         write_input(source, num_rows)
-        return self._bench.run(leg, source, lambda: gemm_gflops(torch.bfloat16))
+        return self._bench.run(leg, source, lambda: gemm_gflops(getattr(torch, self._bench.dtype)))
 
     def _with_best_batch(self, leg: PipelineLeg) -> tuple[PipelineLeg, dict[int, float], str | None]:
         tried: dict[int, float] = {}

@@ -63,6 +63,7 @@ class Bench:
 
     folder: Path
     checkpoint: Path
+    dtype: str
     threads: int
 
     def run(self, leg: PipelineLeg, source: Path, gemm: Callable[[], float]) -> tuple[Trial, pa.Table]:
@@ -79,6 +80,7 @@ class Bench:
             started=str(here / "started"),
             done=str(here / "done"),
             checkpoint=str(self.checkpoint),
+            dtype=self.dtype,
             new_tokens=NEW_TOKENS,
             threads=self.threads,
             kv_cache_bytes=KV_CACHE_BYTES,
@@ -137,7 +139,7 @@ def job_of(leg: PipelineLeg, work: LegWork) -> dict[str, Any]:
             "max_new_tokens": work.new_tokens,
             "min_new_tokens": work.new_tokens,
         },
-        "model": {"path": work.checkpoint, "dtype": "bfloat16"},
+        "model": {"path": work.checkpoint, "dtype": work.dtype},
         "backend": {**leg.settings, "kv_cache_gb": work.kv_cache_bytes / GIB},
         "output": {"path": work.output},
     }

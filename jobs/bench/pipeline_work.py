@@ -32,6 +32,7 @@ class LegWork:
     started: str
     done: str
     checkpoint: str
+    dtype: str
     new_tokens: int
     threads: int
     kv_cache_bytes: int

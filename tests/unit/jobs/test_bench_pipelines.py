@@ -19,7 +19,9 @@ from pipelines.job_file import JobFile
 
 def work_in(folder: Path, **settings: Any) -> LegWork:
     paths = {name: str(folder / name) for name in ("input", "output", "started", "done", "checkpoint")}
-    return LegWork(**{**paths, "new_tokens": NEW_TOKENS, "threads": 1, "kv_cache_bytes": 2**30, **settings})
+    return LegWork(
+        **{**paths, "new_tokens": NEW_TOKENS, "dtype": "float32", "threads": 1, "kv_cache_bytes": 2**30, **settings}
+    )
 
 
 def rows(texts: list[str], num_tokens: int = NEW_TOKENS) -> pa.Table:
