@@ -132,8 +132,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     facts |= compare(pq.read_table(folder / "killed"), pq.read_table(folder / "undisturbed"))
     print(json.dumps(facts, indent=2))
     options.json.write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
+    if facts["same"] < facts["rows"] or facts["lost"] or facts["doubled"]:
+        print(f"what went wrong is kept in {folder}")
+        return 1
     shutil.rmtree(folder, ignore_errors=True)
-    return 0 if facts["same"] == facts["rows"] and not facts["lost"] and not facts["doubled"] else 1
+    return 0
 
 
 if __name__ == "__main__":

@@ -9,11 +9,11 @@ from itertools import chain
 from typing import Protocol
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from gptj_batch.engine.body import Body
 from gptj_batch.engine.row import Row
+from gptj_batch.engine.row_products import row_products
 from gptj_batch.engine.token_logprobs import row_logprobs
 from gptj_batch.model import GPTJForCausalLM, GPTJForQuestionAnswering, GPTJForSequenceClassification, HeadModel
 from gptj_batch.requests import EmbedRequest, LabelRequest
@@ -92,7 +92,7 @@ class ClassReader:
 
     def __call__(self, hidden: Tensor, rows: list[Row]) -> list[HeadResult | Failed]:
         """Return a `Classified` per row; see `Reader`."""
-        logits = F.linear(hidden.float(), self._model.score.weight.float()).tolist()
+        logits = row_products(hidden, self._model.score.weight).tolist()
         return [_classified(row, of_row) for row, of_row in zip(rows, logits, strict=True)]
 
 
@@ -105,7 +105,7 @@ class SpanReader:
     def __call__(self, hidden: Tensor, rows: list[Row]) -> list[HeadResult | Failed]:
         """Return a `SpanLogits` per row; see `Reader`."""
         head = self._model.qa_outputs
-        logits = F.linear(hidden.float(), head.weight.float(), head.bias.float())
+        logits = row_products(hidden, head.weight, head.bias)
         of_rows = logits.split([row.num_read for row in rows])
         return [_span_logits(row, *of_row.T.tolist()) for row, of_row in zip(rows, of_rows, strict=True)]
 

@@ -4,11 +4,11 @@ Shape letters: see gptj_batch.engine. Here S is the tokens that are read, row af
 """
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from gptj_batch.engine.body import Body
 from gptj_batch.engine.row import Row
+from gptj_batch.engine.row_products import row_products
 from gptj_batch.requests import LabelRequest
 
 # Logits over the vocabulary are made so many rows at a time: 128 x 50,400 in bfloat16 are 13 MB. Their normalisers, in
@@ -61,7 +61,7 @@ def _token_logits(body: Body, hidden: Tensor, targets: list[Target]) -> list[flo
     places, tokens = torch.tensor(targets, device=hidden.device).unbind(-1)
     needed, place_of = places.unique(return_inverse=True)
     wanted, column_of = tokens.unique(return_inverse=True)
-    logits = F.linear(hidden[needed].float(), *body.head_rows(wanted))
+    logits = row_products(hidden[needed], *body.head_rows(wanted))
     on_host: list[float] = logits[place_of, column_of].tolist()
     return on_host
 
