@@ -1,6 +1,7 @@
 """Preparing a run: everything that can be wrong is found before anything starts, and before any weight is read."""
 
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -14,6 +15,7 @@ from gptj_batch.errors import CheckpointError, ConfigError
 from gptj_batch.model_folder import CLASS_NAMES, DEMO, ModelFacts, read_facts
 from gptj_batch.prompts.tokenizer import Tokenizer
 from gptj_batch.records.beside import begin_beside, beside, can_build_beside, settle
+from gptj_batch.records.output import OutputFolder
 from gptj_batch.records.partitions import check_partitions
 from gptj_batch.records.progress import clean, contents, differences, load_plan, pending_units, save_plan
 from gptj_batch.records.publish import published_form
@@ -65,7 +67,11 @@ class Run:
         """Return the folders whose `run.json` is to say why the run did not finish."""
         if self.told_in is None:
             return [self.folder]
-        return [self.told_in, *([self.folder] if Path(self.folder).is_dir() else [])]  # else its parts are in place
+        own, is_at_work = OutputFolder.at(self.folder), False
+        with suppress(OSError):  # of a bucket that does not answer any more
+            # Once the parts are published there, or in place, the report is beside them, and stays.
+            is_at_work = own.store.is_folder(own.root) and not own.store.exists(own.success)
+        return [self.told_in, *([self.folder] if is_at_work else [])]
 
     @property
     def model_path(self) -> str:
