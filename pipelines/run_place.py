@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import PurePath, PurePosixPath
 from typing import Any
 
-from gptj_batch.errors import OutputError
+from gptj_batch.errors import OutputError, shorten
 from gptj_batch.records.output import OutputFolder, not_written, store_of
 from gptj_batch.records.publish import is_complete
 from pipelines.ledger import Entry, Ledger, runs_folder
@@ -82,12 +82,20 @@ def write_todo(output: str, run: str, todo: Mapping[str, Any]) -> None:
 
 
 def read_todo(output: str, run: str) -> dict[str, Any] | None:
-    """Return what `write_todo` wrote; None where it was cut off before, or cannot be read."""
+    """Return what `write_todo` wrote; None where it was cut off before, or holds something else.
+
+    Raises OutputError where it cannot be read: a bucket that does not answer now may do so at the next run.
+    """
     folder = OutputFolder.at(work_folder(output, run))
     try:
         todo = json.loads(folder.store.read(folder.private / TODO_FILE))
-    except (OSError, ValueError):
+    except (FileNotFoundError, NotADirectoryError, ValueError):
         return None
+    except OSError as error:
+        raise OutputError(
+            f"output.path: {folder.private / TODO_FILE} cannot be read: {shorten(error, 200)}. Without it nobody knows "
+            "what the interrupted run was to do; run the same command again when it can be read"
+        ) from error
     return todo if isinstance(todo, dict) else None
 
 

@@ -10,10 +10,10 @@ import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 import pytest
 from unit.records.cut_store import MemoryBucket
-from unit.records.s3_endpoint import Endpoint, running_endpoint
+from unit.records.s3_endpoint import Endpoint, Fault, running_endpoint
 from whole_runs import Spine, job
 
-from gptj_batch.errors import BackendError, ConfigError, OutputInUseError
+from gptj_batch.errors import BackendError, ConfigError, OutputError, OutputInUseError
 from gptj_batch.records.bucket_store import BucketStore
 from gptj_batch.records.lease import take_lease
 from gptj_batch.records.output import OutputFolder
@@ -177,3 +177,22 @@ def test_nothing_to_do_ends_as_the_last_run_and_other_settings_ask(
     assert run_job(other, rescore="new") == 0
     with pytest.raises(ConfigError, match="is kept by incremental runs"):
         run_job(nightly(tmp_path, model_folder, "partition", input={"incremental": False}))
+
+
+def test_an_interrupted_rescoring_is_not_forgotten_where_the_bucket_refuses_for_a_while(
+    tmp_path: Path, model_folder: Path, spine: Spine, bucket: MemoryBucket, endpoint: Endpoint
+) -> None:
+    write(tmp_path, "a.parquet", 100)
+    assert run_job(nightly(tmp_path, model_folder, "append")) == 0
+    other = nightly(tmp_path, model_folder, "append", task={"prompt": "Is it {{ text }}"})
+    spine.units_before_end = 2
+    with pytest.raises(BackendError):
+        run_job(other, rescore="all")
+    spine.units_before_end = None
+    with (
+        endpoint.with_faults(Fault("GET", "status", "todo.json", status=403)),
+        pytest.raises(OutputError, match="todo"),
+    ):
+        run_job(other)
+    assert run_job(other) == 0
+    assert spine.num_units == 8 and counts() == expected(a=100)
