@@ -57,6 +57,8 @@ def run_incremental(
         check_settings(job)
         check_backend(job)
         check_apart(job)
+        folder = OutputFolder.at(job.output.path)
+        folder.store.check(folder.root)
         _check_owner(job)
         settings = result_settings(job, read_facts(job.model.path, job.model.revision, job.task.head))
         with take_lease(job.output.path) as lease:

@@ -96,8 +96,6 @@ def check_settings(job: Job) -> None:
         "name files or a folder": job.input.format == "huggingface",
         f"output.on_exists: an incremental run goes on with the output that is there, so {job.output.on_exists} means "
         "nothing; leave it out (--rescore all does everything again)": job.output.on_exists != "resume",
-        f"output.path: {job.output.path}: the outputs of incremental runs are local or on a mounted file system in "
-        "this version": "://" in job.output.path,
     }
     if found := [message for message, is_wrong in wrong.items() if is_wrong]:
         raise ConfigError("\n".join(found))

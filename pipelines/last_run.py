@@ -4,8 +4,7 @@ A run that finds nothing to do ends as that one, as an ordinary run does that fi
 scheduler's second try, or the next night, would make a success of exit code 3.
 """
 
-from pathlib import Path
-
+from gptj_batch.records.output import OutputFolder
 from pipelines.config import Job
 from pipelines.ledger import Entry, Ledger
 from pipelines.report import read_report, too_many_failed
@@ -28,7 +27,8 @@ def complaint(output: str, ledger: Ledger, job: Job) -> str | None:
 
 def _reasons(output: str, entry: Entry, job: Job) -> list[str]:
     folder = final_folder(output, entry.run, entry.layout)
-    if not Path(folder).is_dir():
+    place = OutputFolder.at(folder)
+    if not place.store.is_folder(place.root):
         return []
     rows, failed = entry.rows, entry.failed
     if folder != output and (report := read_report(folder)) is not None:

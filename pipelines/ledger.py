@@ -6,14 +6,13 @@ order is that of their numbers; no clock is asked.
 """
 
 import json
-import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, fields, replace
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any, Literal, Self
-from uuid import uuid4
 
 from gptj_batch.errors import OutputError, OutputInUseError, shorten
 from gptj_batch.records.output import OutputFolder, not_written
@@ -21,6 +20,7 @@ from gptj_batch.records.output import OutputFolder, not_written
 Rescore = Literal["all", "new"]
 _ENTRY = re.compile(r"\d{8,}\.json")
 _FOLDER, _RUNS = "ledger", "runs"
+_READ_AT_ONCE = 8  # a bucket takes its time for each
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -125,27 +125,27 @@ def _take(entry: Entry, files: dict[str, DoneFile], gone: set[str]) -> None:
     gone.update(entry.gone)
 
 
-def is_incremental(output: str | Path) -> bool:
-    """Tell whether incremental runs keep an output; none does that is in a bucket."""
-    if "://" in str(output):
-        return False
-    private = Path(OutputFolder.at(output).private)
-    return (private / _FOLDER).is_dir() or (private / _RUNS).is_dir()
+def is_incremental(output: str | PurePath) -> bool:
+    """Tell whether incremental runs keep an output. Raises OSError for a bucket that does not say."""
+    folder = OutputFolder.at(output)
+    return any(folder.store.is_folder(folder.private / name) for name in (_FOLDER, _RUNS))
 
 
-def runs_folder(output: str | Path) -> Path:
+def runs_folder(output: str | PurePath) -> PurePath:
     """Return the folder of the runs that are not finished, or whose parts lie with all others."""
-    return Path(OutputFolder.at(output).private) / _RUNS
+    return OutputFolder.at(output).private / _RUNS
 
 
-def read_ledger(output: str | Path) -> Ledger:
+def read_ledger(output: str | PurePath) -> Ledger:
     """Return the ledger of an output; an empty one where there is none. Raises OutputError for one that is damaged."""
     entries: list[Entry] = []
     files: dict[str, DoneFile] = {}
     gone: set[str] = set()
-    for number, file in enumerate(_entry_files(output), start=1):
+    for number, (file, found) in enumerate(_entry_files(output), start=1):
         try:
-            entry = Entry.from_json(json.loads(file.read_text(encoding="utf-8")))
+            if isinstance(found, OSError):
+                raise found
+            entry = Entry.from_json(json.loads(found))
             if entry.number != number:
                 raise ValueError(f"it has number {entry.number} and is the {number}th")
             _take(entry, files, gone)
@@ -158,49 +158,46 @@ def read_ledger(output: str | Path) -> Ledger:
     return Ledger(tuple(entries), files, frozenset(gone))
 
 
-def append(output: str | Path, entry: Entry) -> None:
+def append(output: str | PurePath, entry: Entry) -> None:
     """Add an entry to the ledger, whole or not at all.
 
     Raises OutputError, and OutputInUseError where another run has added one of this number.
     """
     folder = OutputFolder.at(output)
-    final = Path(folder.private) / _FOLDER / f"{entry.number:08d}.json"
-    staged = final.with_name(f".{final.name}-{uuid4().hex}")
-    text = json.dumps(asdict(entry), indent=1, ensure_ascii=False) + "\n"
+    final = folder.private / _FOLDER / f"{entry.number:08d}.json"
+    staged: Path | None = None
     try:
-        final.parent.mkdir(parents=True, exist_ok=True)
-        with staged.open("w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        _appear(staged, final)
-    except FileExistsError as error:
-        raise OutputInUseError(
-            f"output.path: {folder.root} has another run {entry.number} by now; this one stops, run it again"
-        ) from error
+        staged = folder.store.stage(folder.staging, final)
+        staged.write_text(json.dumps(asdict(entry), indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        is_new = folder.store.put_new(staged, final)
     except OSError as error:
         raise not_written(final, error) from error
     finally:
         with suppress(OSError):
-            staged.unlink(missing_ok=True)
+            if staged is not None:
+                staged.unlink(missing_ok=True)
+        folder.store.remove_if_empty(folder.staging)
+    if not is_new:
+        raise OutputInUseError(
+            f"output.path: {folder.root} has another run {entry.number} by now; this one stops, run it again"
+        )
 
 
-def _appear(staged: Path, final: Path) -> None:
-    """Give a file its name if no other has it. Raises FileExistsError."""
+def _entry_files(output: str | PurePath) -> Sequence[tuple[PurePath, bytes | OSError]]:
+    """Return the files of the ledger in their order, each with what is in it or why it cannot be read."""
+    folder = OutputFolder.at(output)
     try:
-        os.link(staged, final)
-    except FileExistsError:
-        raise
-    except OSError:  # a file system without hard links
-        if final.exists():
-            raise FileExistsError(str(final)) from None
-        staged.replace(final)
+        names = folder.store.names(folder.private / _FOLDER)
+    except FileNotFoundError:
+        return []
+    files = [folder.private / _FOLDER / name for name in names if _ENTRY.fullmatch(name)]
+    files.sort(key=lambda file: int(file.stem))
 
+    def read(file: PurePath) -> bytes | OSError:
+        try:
+            return folder.store.read(file)
+        except OSError as error:
+            return error
 
-def _entry_files(output: str | Path) -> Sequence[Path]:
-    return sorted(_entries(Path(OutputFolder.at(output).private) / _FOLDER), key=lambda file: int(file.stem))
-
-
-def _entries(folder: Path) -> Iterator[Path]:
-    with suppress(FileNotFoundError):
-        yield from (file for file in folder.iterdir() if _ENTRY.fullmatch(file.name))
+    with ThreadPoolExecutor(_READ_AT_ONCE) as pool:
+        return list(zip(files, pool.map(read, files), strict=True))

@@ -1,6 +1,7 @@
 """Preparing a run: everything that can be wrong is found before anything starts, and before any weight is read."""
 
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from gptj_batch.errors import CheckpointError, ConfigError
 from gptj_batch.model_folder import CLASS_NAMES, DEMO, ModelFacts, read_facts
 from gptj_batch.prompts.tokenizer import Tokenizer
 from gptj_batch.records.beside import beside
+from gptj_batch.records.output import OutputFolder
 from gptj_batch.records.partitions import check_partitions
 from gptj_batch.records.read import InputFiles, UnitPlan, list_files, plan_units
 from gptj_batch.records.schema import check_storable, name_list, output_schema, select_columns
@@ -60,7 +62,11 @@ class Run:
         """Return the folders whose `run.json` is to say why the run did not finish."""
         if self.told_in is None:
             return [self.folder]
-        return [self.told_in, *([self.folder] if Path(self.folder).is_dir() else [])]  # else its parts are in place
+        own, is_at_work = OutputFolder.at(self.folder), False
+        with suppress(OSError):  # of a bucket that does not answer any more
+            # Once the parts are published there, or in place, the report is beside them, and stays.
+            is_at_work = own.store.is_folder(own.root) and not own.store.exists(own.success)
+        return [self.told_in, *([self.folder] if is_at_work else [])]
 
     @property
     def model_path(self) -> str:

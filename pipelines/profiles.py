@@ -2,7 +2,7 @@
 
 import json
 from dataclasses import asdict
-from pathlib import Path
+from pathlib import PurePath
 
 from gptj_batch.records.output import OutputFolder
 from pipelines.ledger import Ledger
@@ -22,11 +22,11 @@ def last_profile(output: str, ledger: Ledger, min_rows: int) -> Profile | None:
     for entry in reversed(ledger.entries):
         if entry.rows >= min_rows:
             try:
-                return Profile.from_json(json.loads(_file(folder, entry.run).read_text(encoding="utf-8")))
+                return Profile.from_json(json.loads(folder.store.read(_file(folder, entry.run))))
             except (OSError, ValueError, KeyError, TypeError):
                 continue
     return None
 
 
-def _file(folder: OutputFolder, run: str) -> Path:
-    return Path(folder.private) / "profiles" / f"{run}.json"
+def _file(folder: OutputFolder, run: str) -> PurePath:
+    return folder.private / "profiles" / f"{run}.json"

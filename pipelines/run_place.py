@@ -2,20 +2,19 @@
 
 A run is an output of its own, made in `_gptj_batch/runs/<run>/`. When the ledger has it, its folder becomes
 `run=<run>/`, or its parts get their names among all others; then the parts that it replaces go. Every step can be done
-again, and the next run does those that a crash left undone.
+again, and the next run does those that a crash left undone. In a bucket, where nothing is renamed, a folder is copied
+part by part; its `_SUCCESS` comes last, and says that all of it is there.
 """
 
 import calendar
 import json
-import shutil
 import time
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
-from pathlib import Path, PurePosixPath
+from pathlib import PurePath, PurePosixPath
 from typing import Any
 
-from gptj_batch.errors import OutputError
-from gptj_batch.records.output import OutputFolder, not_written
+from gptj_batch.errors import OutputError, shorten
+from gptj_batch.records.output import OutputFolder, not_written, store_of
 from gptj_batch.records.publish import is_complete
 from pipelines.ledger import Entry, Ledger, runs_folder
 from pipelines.report import RUN_FILE
@@ -49,29 +48,30 @@ def final_names(parts: Sequence[str], run: str, layout: Mapping[str, Any]) -> li
 def final_folder(output: str, run: str, layout: Mapping[str, Any]) -> str:
     """Return the folder in which a run's parts are at the end."""
     is_partition = layout["output.incremental"] == "partition"
-    return str(Path(output) / f"{RUN_COLUMN}={run}") if is_partition else output
+    return str(OutputFolder.at(output).root / f"{RUN_COLUMN}={run}") if is_partition else output
 
 
 def open_run(output: str, ledger: Ledger) -> str | None:
     """Return the run that was begun and is not in the ledger; None where there is none."""
     done = {entry.run for entry in ledger.entries}
-    with suppress(FileNotFoundError):
-        begun = sorted(path.name for path in runs_folder(output).iterdir() if path.name not in done)
-        return begun[-1] if begun else None
-    return None
+    folder = runs_folder(output)
+    try:
+        return max((name for name in store_of(folder).names(folder) if name not in done), default=None)
+    except FileNotFoundError:
+        return None
 
 
 def drop_run(output: str, run: str) -> None:
     """Remove a run that is not in the ledger. Raises OutputError."""
-    folder = runs_folder(output) / run
+    folder = OutputFolder.at(work_folder(output, run))
     try:
         # What it was to do goes first: without it, nobody goes on with what is left if this is cut off.
-        (Path(OutputFolder.at(folder).private) / TODO_FILE).unlink(missing_ok=True)
-        shutil.rmtree(folder)
+        folder.store.remove_files([folder.private / TODO_FILE])
+        folder.store.remove(folder.root)
     except FileNotFoundError:
         pass
     except OSError as error:
-        raise not_written(folder, error) from error
+        raise not_written(folder.root, error) from error
 
 
 def write_todo(output: str, run: str, todo: Mapping[str, Any]) -> None:
@@ -82,12 +82,20 @@ def write_todo(output: str, run: str, todo: Mapping[str, Any]) -> None:
 
 
 def read_todo(output: str, run: str) -> dict[str, Any] | None:
-    """Return what `write_todo` wrote; None where it was cut off before, or cannot be read."""
-    file = Path(OutputFolder.at(work_folder(output, run)).private) / TODO_FILE
+    """Return what `write_todo` wrote; None where it was cut off before, or holds something else.
+
+    Raises OutputError where it cannot be read: a bucket that does not answer now may do so at the next run.
+    """
+    folder = OutputFolder.at(work_folder(output, run))
     try:
-        todo = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        todo = json.loads(folder.store.read(folder.private / TODO_FILE))
+    except (FileNotFoundError, NotADirectoryError, ValueError):
         return None
+    except OSError as error:
+        raise OutputError(
+            f"output.path: {folder.private / TODO_FILE} cannot be read: {shorten(error, 200)}. Without it nobody knows "
+            "what the interrupted run was to do; run the same command again when it can be read"
+        ) from error
     return todo if isinstance(todo, dict) else None
 
 
@@ -100,11 +108,9 @@ def settle(output: str, ledger: Ledger) -> None:
         return
     folder = OutputFolder.at(output)
     try:
-        made = OutputFolder.at(work_folder(output, entry.run))
-        if entry.parts and made.parts():
-            _show(folder, made)
-            _place(folder, made, entry)
-        _remove(folder, [part for file in entry.replaced for part in file.parts])
+        if entry.parts:
+            _place(folder, OutputFolder.at(work_folder(output, entry.run)), entry)
+        _remove(folder, [folder.root / part for file in entry.replaced for part in file.parts])
     except OSError as error:
         raise not_written(folder.root, error) from error
     if not is_complete(output):
@@ -112,38 +118,46 @@ def settle(output: str, ledger: Ledger) -> None:
             staged.write_text(json.dumps({"ledger": "_gptj_batch/ledger"}) + "\n", encoding="utf-8")
 
 
+def _place(folder: OutputFolder, made: OutputFolder, entry: Entry) -> None:
+    """Bring a run's parts to their place, if they are not there yet, and let the output's report be the run's."""
+    if entry.layout["output.incremental"] != "partition":
+        if parts := made.parts():
+            _show(folder, made)
+            names = final_names([part.relative_to(made.root).as_posix() for part in parts], entry.run, entry.layout)
+            folder.store.move(dict(zip(parts, (folder.root / name for name in names), strict=True)))
+            made.remove_empty_partitions()
+    elif is_complete(made.root):
+        _show(folder, made)
+        _become_partition(folder, made, entry.run)
+    else:
+        folder.store.remove(made.root)  # what is left where that was cut off
+
+
 def _show(folder: OutputFolder, made: OutputFolder) -> None:
     """Let the output's own report be that of its last run."""
     for name in _SHOWN:
-        if (file := Path(made.private) / name).is_file():
-            with folder.whole_file(folder.private / name) as staged:
-                shutil.copyfile(file, staged)
-        else:
+        try:
+            data = made.store.read(made.private / name)
+        except FileNotFoundError:
             folder.store.remove(folder.private / name)
+            continue
+        with folder.whole_file(folder.private / name) as staged:
+            staged.write_bytes(data)
     folder.store.remove_if_empty(folder.staging)
 
 
-def _place(folder: OutputFolder, made: OutputFolder, entry: Entry) -> None:
-    if entry.layout["output.incremental"] == "partition":
-        target = Path(final_folder(str(folder.root), entry.run, entry.layout))
-        if target.exists():
-            raise OutputError(
-                f"output.path: {target} is there and is not the run's own; move it away and run the job again"
-            )
-        Path(made.root).rename(target)
-        return
-    for part in made.parts():
-        (name,) = final_names([part.relative_to(made.root).as_posix()], entry.run, entry.layout)
-        final = Path(folder.root) / name
-        final.parent.mkdir(parents=True, exist_ok=True)
-        Path(part).replace(final)
-    made.remove_empty_partitions()
+def _become_partition(folder: OutputFolder, made: OutputFolder, run: str) -> None:
+    target = folder.root / f"{RUN_COLUMN}={run}"
+    try:
+        folder.store.move_folder(made.root, target, made.success.name)
+    except FileExistsError as error:
+        raise OutputError(
+            f"output.path: {error.filename or target} is there and is not the run's own; move it away and run the job "
+            "again"
+        ) from error
 
 
-def _remove(folder: OutputFolder, parts: Sequence[str]) -> None:
-    for part in parts:
-        path = Path(folder.root) / part
-        path.unlink(missing_ok=True)
-        with suppress(OSError):  # others are in it
-            if path.parent != folder.root:
-                path.parent.rmdir()
+def _remove(folder: OutputFolder, parts: Sequence[PurePath]) -> None:
+    folder.store.remove_files(parts)
+    for above in {part.parent for part in parts} - {folder.root}:
+        folder.store.remove_if_empty(above)

@@ -9,16 +9,18 @@ Credentials and the endpoint are the surroundings': AWS_* variables, a container
 a path, logged or written down.
 """
 
+import errno
 import io
 import os
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from datetime import timedelta
 from functools import lru_cache, partial
 from itertools import takewhile
 from pathlib import Path, PurePath
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
 import obstore
@@ -26,7 +28,8 @@ from obstore.exceptions import AlreadyExistsError, GenericError, PreconditionErr
 
 from gptj_batch.errors import ConfigError
 from gptj_batch.records.bucket_errors import as_os_errors, cannot_be_used, is_cut_off
-from gptj_batch.records.store import BucketPath, Listing
+from gptj_batch.records.bucket_reader import TRIES, ObjectReader, asked, key_of
+from gptj_batch.records.store import Listing
 
 if TYPE_CHECKING:
     from obstore.store import ClientConfig, RetryConfig
@@ -47,8 +50,7 @@ _CLIENT: "ClientConfig" = {
     "connect_timeout": timedelta(seconds=5),
     "timeout": timedelta(seconds=60),
 }
-_TRIES = 4
-_T = TypeVar("_T")
+_COPIES_AT_ONCE = 8
 
 
 class BucketStore:
@@ -67,7 +69,7 @@ class BucketStore:
         """List one page below the output's place. Raises ConfigError where that cannot be done."""
         try:
             with as_os_errors("LIST", root):
-                next(iter(obstore.list(self._first_client, f"{_key(root)}/", chunk_size=1)), None)
+                next(iter(obstore.list(self._first_client, f"{key_of(root)}/", chunk_size=1)), None)
         except OSError as error:
             raise ConfigError(cannot_be_used(root, error)) from None
 
@@ -80,18 +82,18 @@ class BucketStore:
     def put(self, staged: Path, path: PurePath) -> None:
         """Send a file; in parts, where it is large."""
         with as_os_errors("PUT", path):
-            obstore.put(self._client, _key(path), staged, chunk_size=_CHUNK_BYTES, max_concurrency=_CHUNKS_AT_ONCE)
+            obstore.put(self._client, key_of(path), staged, chunk_size=_CHUNK_BYTES, max_concurrency=_CHUNKS_AT_ONCE)
 
     def write(self, path: PurePath, data: bytes) -> None:
         """Send a note in one PUT."""
         with as_os_errors("PUT", path):
-            obstore.put(self._client, _key(path), data, use_multipart=False)
+            obstore.put(self._client, key_of(path), data, use_multipart=False)
 
     def create(self, path: PurePath, data: bytes) -> bool:
         """PUT where there is nothing. A reply that was lost is made up for by looking at what is there."""
         try:
             with as_os_errors("PUT", path):
-                obstore.put(self._client, _key(path), data, mode="create", use_multipart=False)
+                obstore.put(self._client, key_of(path), data, mode="create", use_multipart=False)
         except FileExistsError:
             return self._holds(path, data)
         except OSError:
@@ -101,6 +103,10 @@ class BucketStore:
             raise
         return True
 
+    def put_new(self, staged: Path, path: PurePath) -> bool:
+        """PUT where there is nothing, in one request: an upload in parts knows no condition."""
+        return self.create(path, staged.read_bytes())
+
     def _holds(self, path: PurePath, data: bytes) -> bool:
         try:
             return self.read(path) == data
@@ -109,15 +115,15 @@ class BucketStore:
 
     def touch(self, path: PurePath, data: bytes) -> None:
         """PUT the same again, if it is still the same."""
-        for _ in range(_TRIES):
+        for _ in range(TRIES):
             with as_os_errors("GET", path):
-                found = obstore.get(self._client, _key(path))
+                found = obstore.get(self._client, key_of(path))
                 meta, held = found.meta, bytes(found.bytes())
             if held != data:
                 break
             same: Any = {name: value for name, value in meta.items() if name in ("e_tag", "version") and value}
             with suppress(PreconditionError, AlreadyExistsError), as_os_errors("PUT", path, PreconditionError):
-                obstore.put(self._client, _key(path), data, mode=same, use_multipart=False)
+                obstore.put(self._client, key_of(path), data, mode=same, use_multipart=False)
                 return
             # Somebody was faster: another run, or a request of ours whose reply was lost.
         raise FileNotFoundError(f"{path} is not what it was")
@@ -125,7 +131,7 @@ class BucketStore:
     def modified(self, path: PurePath) -> float:
         """Return when the object was stored, to the second."""
         with as_os_errors("HEAD", path):
-            modified = obstore.head(self._client, _key(path))["last_modified"]
+            modified = obstore.head(self._client, key_of(path))["last_modified"]
         return float(modified.timestamp())
 
     def now(self, path: PurePath) -> float:
@@ -140,31 +146,31 @@ class BucketStore:
 
     def read(self, path: PurePath) -> bytes:
         """Return the object's bytes."""
-        return _asked("GET", path, lambda: bytes(obstore.get(self._client, _key(path)).bytes()))
+        return asked("GET", path, lambda: bytes(obstore.get(self._client, key_of(path)).bytes()))
 
     def source(self, path: PurePath) -> io.BufferedReader:
         """Return an open file that fetches what is read of it."""
         with as_os_errors("HEAD", path):
-            size = obstore.head(self._client, _key(path))["size"]
-        return io.BufferedReader(_ObjectReader(self._client, path, size), _READ_BYTES)
+            size = obstore.head(self._client, key_of(path))["size"]
+        return io.BufferedReader(ObjectReader(self._client, path, size), _READ_BYTES)
 
     def exists(self, path: PurePath) -> bool:
         """Tell whether the object is there."""
         try:
             with as_os_errors("HEAD", path):
-                obstore.head(self._client, _key(path))
+                obstore.head(self._client, key_of(path))
         except FileNotFoundError:
             return False
         return True
 
     def is_folder(self, path: PurePath) -> bool:
         """Tell whether anything has a name below it."""
-        pages = partial(obstore.list, self._client, f"{_key(path)}/", chunk_size=1)
-        return _asked("LIST", path, lambda: any(len(page) for page in pages()))
+        pages = partial(obstore.list, self._client, f"{key_of(path)}/", chunk_size=1)
+        return asked("LIST", path, lambda: any(len(page) for page in pages()))
 
     def names(self, folder: PurePath) -> list[str]:
         """Return the names of the objects and folders in a folder."""
-        found = _asked("LIST", folder, lambda: obstore.list_with_delimiter(self._client, f"{_key(folder)}/"))
+        found = asked("LIST", folder, lambda: obstore.list_with_delimiter(self._client, f"{key_of(folder)}/"))
         inside = [*found["common_prefixes"], *(each["path"] for each in found["objects"])]
         if not inside:
             raise FileNotFoundError(f"{folder} holds nothing")
@@ -174,7 +180,7 @@ class BucketStore:
         """List all below `root`, without the names that begin with `_gptj_batch/`: there may be 10,000 folders."""
         folders: dict[tuple[str, ...], list[str]] = {(): []}
         with as_os_errors("LIST", root):
-            for key in self._keys_below(_key(root), "_gptj_batch/"):
+            for key in self._keys_below(key_of(root), "_gptj_batch/"):
                 *parents, name = key.split("/")
                 if all(map(is_wanted, parents)):
                     for depth in range(len(parents)):
@@ -188,7 +194,7 @@ class BucketStore:
         yield from self._keys(root, f"{root}/{skipped}\U0010ffff")
 
     def _keys(self, root: str, offset: str | None) -> Iterator[str]:
-        for left in reversed(range(_TRIES)):
+        for left in reversed(range(TRIES)):
             try:
                 for page in obstore.list(self._client, f"{root}/", offset=offset, chunk_size=1000):
                     for each in page:
@@ -202,8 +208,41 @@ class BucketStore:
     def remove(self, path: PurePath) -> None:
         """Delete the object, and all whose names are below it."""
         with as_os_errors("DELETE", path):
-            keys = [f"{_key(path)}/{key}" for key in self._keys(_key(path), None)]
-            obstore.delete(self._client, [*keys, _key(path)])
+            keys = [f"{key_of(path)}/{key}" for key in self._keys(key_of(path), None)]
+            obstore.delete(self._client, [*keys, key_of(path)])
+
+    def remove_files(self, paths: Iterable[PurePath]) -> None:
+        """Delete a thousand with each request, where the service has one for many."""
+        if not (doomed := list(paths)):
+            return
+        with as_os_errors("DELETE", doomed[0]):
+            try:
+                obstore.delete(self._client, [key_of(path) for path in doomed])
+            except FileNotFoundError:  # which not every service says; those behind it may be there still
+                for path in doomed:
+                    with suppress(FileNotFoundError):
+                        obstore.delete(self._client, key_of(path))
+
+    def move(self, files: Mapping[PurePath, PurePath]) -> None:
+        """Copy all within the service, then delete."""
+        self._copy_all(files.items())
+        self.remove_files(files)
+
+    def move_folder(self, source: PurePath, target: PurePath, seal: str) -> None:
+        """Copy all within the service, the seal last; then delete, the seal first."""
+        with as_os_errors("LIST", source):
+            names, there = (set(self._keys(key_of(folder), None)) for folder in (source, target))
+        if others := there - names:
+            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(target / min(others)))
+        self._copy_all((source / name, target / name) for name in sorted(names - {seal}))
+        self.copy(source / seal, target / seal)
+        self.remove_files([source / seal])
+        self.remove(source)
+
+    def _copy_all(self, files: Iterable[tuple[PurePath, PurePath]]) -> None:
+        with ThreadPoolExecutor(_COPIES_AT_ONCE) as pool:
+            for _ in pool.map(lambda names: self.copy(*names), files):
+                pass
 
     def remove_if_empty(self, folder: PurePath) -> None:
         """Do nothing: a folder is there as long as something is in it."""
@@ -211,53 +250,7 @@ class BucketStore:
     def copy(self, source: PurePath, target: PurePath) -> None:
         """Copy an object within the service."""
         with as_os_errors("COPY", target):
-            obstore.copy(self._client, _key(source), _key(target))
-
-
-class _ObjectReader(io.RawIOBase):
-    """An object as a file: each read fetches its range."""
-
-    def __init__(self, client: Any, path: PurePath, size: int) -> None:
-        self._client, self._path, self._size, self._place = client, path, size, 0
-
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
-
-    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
-        self._place = offset + {os.SEEK_SET: 0, os.SEEK_CUR: self._place, os.SEEK_END: self._size}[whence]
-        return self._place
-
-    def tell(self) -> int:
-        return self._place
-
-    def readinto(self, buffer: Any) -> int:
-        length = max(min(len(buffer), self._size - self._place), 0)
-        if length:
-            fetch = partial(obstore.get_range, self._client, _key(self._path), start=self._place, length=length)
-            found = _asked("GET", self._path, fetch)
-            buffer[:length] = memoryview(found)
-            self._place += length
-        return length
-
-
-def _asked(action: str, path: PurePath, ask: Callable[[], _T]) -> _T:
-    """Return the answer to a question, asked again where its reply was cut off in the middle."""
-    with as_os_errors(action, path):
-        for _ in range(_TRIES - 1):
-            try:
-                return ask()
-            except GenericError as error:
-                if not is_cut_off(error):
-                    raise
-        return ask()
-
-
-def _key(path: PurePath) -> str:
-    assert isinstance(path, BucketPath), "the paths of a bucket's store are the bucket's"
-    return path.key
+            obstore.copy(self._client, key_of(source), key_of(target))
 
 
 @lru_cache(maxsize=16)

@@ -1,8 +1,9 @@
 """The store on a file system of this machine, local or mounted."""
 
+import errno
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path, PurePath
 from uuid import uuid4
@@ -50,6 +51,21 @@ class LocalStore:
         finally:
             with suppress(OSError):
                 staged.unlink(missing_ok=True)
+
+    def put_new(self, staged: Path, path: PurePath) -> bool:
+        """Bring the file onto the disk, and give it its name as a second one."""
+        _sync(staged)
+        try:
+            os.link(staged, path)
+        except FileExistsError:
+            return False
+        except OSError:  # a file system without hard links: whole, and exclusive but for a moment
+            if os.path.lexists(path):
+                return False
+            staged.replace(path)
+        with suppress(OSError):
+            _sync(Path(path).parent)
+        return True
 
     def touch(self, path: PurePath, data: bytes) -> None:
         """Set the file's time; who asks has looked at what is in it."""
@@ -110,6 +126,23 @@ class LocalStore:
             shutil.rmtree(path)
         else:
             Path(path).unlink(missing_ok=True)
+
+    def remove_files(self, paths: Iterable[PurePath]) -> None:
+        """Remove one after the other."""
+        for path in paths:
+            Path(path).unlink(missing_ok=True)
+
+    def move(self, files: Mapping[PurePath, PurePath]) -> None:
+        """Rename one after the other."""
+        for source, target in files.items():
+            Path(target).parent.mkdir(parents=True, exist_ok=True)
+            Path(source).replace(target)
+
+    def move_folder(self, source: PurePath, target: PurePath, seal: str) -> None:
+        """Rename it, with its seal."""
+        if os.path.lexists(target):
+            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(target))
+        Path(source).rename(target)
 
     def remove_if_empty(self, folder: PurePath) -> None:
         """Remove an empty folder."""

@@ -4,7 +4,7 @@ A path of a store is a pure path, which says where something is and can do nothi
 `BucketPath` for a bucket. Whatever fails is an OSError; FileNotFoundError and PermissionError are what they say.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path, PurePath, PurePosixPath
 from typing import Any, Protocol
 
@@ -48,6 +48,9 @@ class Store(Protocol):
     def create(self, path: PurePath, data: bytes) -> bool:
         """Store a note where there is nothing; False where something is. Of two at once, one gets True."""
 
+    def put_new(self, staged: Path, path: PurePath) -> bool:
+        """Store a staged file as `put` does, where there is nothing; False where something is."""
+
     def touch(self, path: PurePath, data: bytes) -> None:
         """Make a note that holds `data` one of now. Raises FileNotFoundError where it does not hold it any more."""
 
@@ -77,6 +80,19 @@ class Store(Protocol):
 
     def remove(self, path: PurePath) -> None:
         """Remove a file, or a folder with all that is in it; of a link only the link. Does nothing where it is gone."""
+
+    def remove_files(self, paths: Iterable[PurePath]) -> None:
+        """Remove files, many at once where the store can; those that are gone are none of them."""
+
+    def move(self, files: Mapping[PurePath, PurePath]) -> None:
+        """Give files other names. Cut off at any point, each has its old name or the new one, or both."""
+
+    def move_folder(self, source: PurePath, target: PurePath, seal: str) -> None:
+        """Give a folder that holds a file `seal` another name, at once or file by file.
+
+        File by file, the seal comes last and leaves first. So a source that has it is moved by doing this again, and
+        one that has none is what is left to be removed. Raises FileExistsError where something else is at `target`.
+        """
 
     def remove_if_empty(self, folder: PurePath) -> None:
         """Remove a folder unless something is in it, or it cannot be removed."""

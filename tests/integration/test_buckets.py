@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pyarrow as pa
+import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 import pytest
 from pyarrow import fs
@@ -16,6 +17,7 @@ from unit.records.s3_endpoint import SECRET, Endpoint, Fault, running_endpoint
 from gptj_batch.records.output import OutputFolder
 from integration.running import Outcome, environment, outcome, start_command
 from jobs.soak import Workload
+from pipelines.ledger import read_ledger
 
 pytestmark = [pytest.mark.timeout(900), pytest.mark.extended]
 
@@ -112,6 +114,53 @@ def test_the_commands_take_an_output_in_a_bucket(finished: Work) -> None:
     assert retried.code == 2 and "is in a bucket" in retried.stderr
     again = finished.command(*finished.run_arguments())
     assert again.code == 0 and "Nothing to do" in again.stderr
+
+
+@pytest.mark.parametrize("mode", ["partition", "append"])
+def test_two_nights_a_killed_one_and_a_rescore_give_what_they_give_locally(work: Work, mode: str) -> None:
+    target = f"s3://jobs/nights-{mode}"
+    bucket, _ = fs.FileSystem.from_uri("s3://jobs")
+    files = [info.path for info in bucket.get_file_info(fs.FileSelector("jobs/input")) if info.is_file]
+    inbox = f"jobs/inbox-{mode}"
+    arguments = work.run_arguments(f"output.incremental={mode}", f"input.path=s3://{inbox}", target=target)
+    arguments.append("--incremental")
+    bucket.copy_file(files[0], f"{inbox}/a.parquet")
+    assert work.command(*arguments).code == 0
+    for number, file in enumerate(files[1:]):
+        bucket.copy_file(file, f"{inbox}/b{number}.parquet")
+    killed, folder = work.start(*arguments), OutputFolder.at(target)
+    while killed.poll() is None and not _units_of_runs(folder):
+        time.sleep(0.05)
+    second = work.command(*arguments)
+    os.killpg(killed.pid, signal.SIGKILL)
+    killed.communicate()
+    assert killed.returncode == -signal.SIGKILL and second.code == 4, second.stderr
+    assert len(read_ledger(target).entries) == 1
+    ended = work.command(*arguments)
+    assert ended.code == 0 and "goes on" in ended.stderr, ended.stderr
+    assert work.command(*arguments, "task.seed=2").code == 2
+    rescored = work.command(*arguments, "task.seed=2", "--rescore", "all")
+    assert rescored.code == 0, rescored.stderr
+    again = work.command(*arguments, "task.seed=2")
+    assert again.code == 0 and "Nothing to do" in again.stderr
+    local = f"{work._folder}/nights-{mode}"
+    kept = work.run_arguments(f"output.incremental={mode}", f"input.path=s3://{inbox}", "task.seed=2", target=local)
+    assert work.command(*kept, "--incremental").code == 0
+    found, expected = (
+        ds.dataset(path, filesystem=system, format="parquet", partitioning="hive").to_table().sort_by("id")
+        for path, system in ((target.removeprefix("s3://"), bucket), (local, None))
+    )
+    assert found.drop_columns("run" if mode == "partition" else []).to_pylist() == (
+        expected.drop_columns("run" if mode == "partition" else []).to_pylist()
+    )
+    assert [len(entry.files) for entry in read_ledger(target).entries] == [1, len(files) - 1, len(files)]
+
+
+def _units_of_runs(folder: OutputFolder) -> bool:
+    runs = folder.private / "runs"
+    names = folder.store.names(runs) if folder.store.is_folder(runs) else []
+    done = {entry.run for entry in read_ledger(folder.root).entries}
+    return any(OutputFolder.at(runs / name).unit_indices() for name in names if name not in done)
 
 
 def test_another_configuration_is_refused_and_overwrites_if_that_is_asked_for(finished: Work) -> None:

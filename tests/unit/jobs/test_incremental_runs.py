@@ -542,7 +542,6 @@ def test_a_second_run_at_the_same_time_is_refused(
         {"input": {"limit": 3}},
         {"input": {"format": "huggingface"}},
         {"output": {"on_exists": "overwrite"}},
-        {"output": {"path": "s3://bucket/out"}},
     ],
 )
 def test_settings_that_mean_nothing_incrementally_are_refused(

@@ -2,7 +2,7 @@
 
 import tempfile
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,11 +11,13 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from unit.records.crash import crashes, killed_before_change
+from unit.records.cut_store import MemoryBucket
 
 from gptj_batch.errors import OutputError, OutputInUseError
 from gptj_batch.records.locate import FoundFile
 from gptj_batch.records.output import OutputFolder
 from gptj_batch.records.progress import save_plan
+from gptj_batch.records.publish import is_complete
 from pipelines.incremental import Changes, changes
 from pipelines.ledger import DoneFile, Entry, Ledger, append, is_incremental, read_ledger
 from pipelines.run_place import drop_run, final_names, open_run, read_todo, run_name, settle, work_folder, write_todo
@@ -141,11 +143,14 @@ class World:
         for number, todo in enumerate(changed.todo):
             if number == 0:
                 write_todo(self.output, name, {})
-            part = Path(work_folder(self.output, name)) / f"part-{number:05d}.parquet"
-            part.write_text(todo.sha256)
+            made = OutputFolder.at(work_folder(self.output, name))
+            part = made.root / f"part-{number:05d}.parquet"
+            made.store.write(part, todo.sha256.encode())
             parts += final_names([part.name], name, self.layout)
             stamp = {**todo.stamp(), "num_rows": 1, "partition": (), "run": name, "parts": (parts[-1],)}
             files.append(DoneFile(**stamp))
+        if parts:
+            made.store.write(made.success, b"")
         return entry(
             len(ledger.entries) + 1,
             run=name,
@@ -168,8 +173,10 @@ class World:
 
     def contents(self) -> Counter[str]:
         """What a reader of the whole output finds."""
-        parts = (path for path in Path(self.output).rglob("part-*") if "_gptj_batch" not in path.parts)
-        return Counter(path.read_text() for path in parts)
+        store = OutputFolder.at(self.output).store
+        folders = store.walk(OutputFolder.at(self.output).root, lambda name: "=" in name)
+        parts = [folder / name for folder, names in folders for name in names if name.startswith("part-")]
+        return Counter(store.read(part).decode() for part in parts)
 
 
 NAME = st.sampled_from(NAMES)
@@ -180,9 +187,14 @@ CHANGE = st.one_of(
 )
 RUN = st.one_of(
     st.tuples(st.just("run"), st.sampled_from([None, None, "all"])),
-    st.tuples(st.just("crash"), st.integers(1, 40)),
+    st.tuples(st.just("crash"), st.integers(1, 60)),
 )
 ROUND = st.tuples(st.lists(CHANGE, min_size=1, max_size=4), RUN)
+CUT_ANYWHERE = [
+    each
+    for number in range(1, 30)
+    for each in (([("write", "a", "xyz"[number % 3])], ("crash", number)), ([("touch", "b")], ("run", None)))
+]
 FIRST = [("write", name, content) for name, content in zip(NAMES, "xyz", strict=True)]
 
 
@@ -206,18 +218,31 @@ def change(world: World, step: tuple[Any, ...], time: int) -> None:
 @example("append", [([("rename", "b", "a")], ("run", None))])
 def test_after_any_changes_and_crashes_every_live_file_is_there_exactly_once(mode: str, rounds: list[Any]) -> None:
     with tempfile.TemporaryDirectory() as folder:
-        world = World(str(Path(folder) / "out"), mode)
-        steps = [step for changed, end in [(FIRST, ("run", None)), *rounds] for step in (*changed, end)]
-        for now, step in enumerate([*steps, ("run", None)], start=1):
-            if step[0] == "crash":
-                before = world.kept()
-                killed_before_change(step[1], world.run)
-                assert before <= world.contents(), "a reader misses nothing in between"
-            elif step[0] == "run":
-                world.run(step[1])
-                check(world)
-            else:
-                change(world, step, now)
+        live_through(World(str(Path(folder) / "out"), mode), rounds, killed_before_change)
+
+
+@settings(max_examples=200)
+@given(st.sampled_from(["partition", "append"]), st.lists(ROUND, max_size=6))
+@example("partition", CUT_ANYWHERE)
+@example("append", CUT_ANYWHERE)
+def test_in_a_bucket_too(mode: str, rounds: list[Any]) -> None:
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        bucket = MemoryBucket(monkeypatch)
+        live_through(World("s3://memory/out", mode), rounds, bucket.killed_before_change)
+
+
+def live_through(world: World, rounds: list[Any], killed: Callable[[int, Callable[[], object]], bool]) -> None:
+    steps = [step for changed, end in [(FIRST, ("run", None)), *rounds] for step in (*changed, end)]
+    for now, step in enumerate([*steps, ("run", None)], start=1):
+        if step[0] == "crash":
+            before = world.kept()
+            killed(step[1], world.run)
+            assert before <= world.contents(), "a reader misses nothing in between"
+        elif step[0] == "run":
+            world.run(step[1])
+            check(world)
+        else:
+            change(world, step, now)
 
 
 def check(world: World) -> None:
@@ -229,9 +254,10 @@ def check(world: World) -> None:
     assert world.contents() == Counter(file.sha256 for file in ledger.files.values())
     for file in ledger.files.values():
         (part,) = file.parts
-        assert (Path(world.output) / part).read_text() == file.sha256
+        output = OutputFolder.at(world.output)
+        assert output.store.read(output.root / part).decode() == file.sha256
     assert changes(world.found(), ledger, world.hashes).is_noted is False
-    assert OutputFolder.at(world.output).success.exists() or not ledger.entries
+    assert is_complete(world.output) or not ledger.entries
 
 
 def test_a_file_whose_partition_is_another_now_is_done_again() -> None:

@@ -4,6 +4,7 @@ import json
 import os
 import time
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from uuid import uuid4
 
 import pyarrow as pa
@@ -21,8 +22,10 @@ from gptj_batch.records.part_reader import read_column
 from gptj_batch.records.progress import clean, contents, save_plan
 from gptj_batch.records.publish import is_complete, publish
 from gptj_batch.records.read import list_files
+from gptj_batch.records.store import BucketPath
 from gptj_batch.records.write import write_unit
 
+from .cut_store import MemoryBucket
 from .s3_endpoint import SECRET, Fault, running_endpoint
 
 FORM = PartForm(target_file_bytes=1)
@@ -102,6 +105,73 @@ def test_a_folder_is_removed_with_all_in_it_and_nothing_beside_it(folder):
     folder.store.remove(folder.root / "a")
     assert [name for name in folder.store.names(folder.root) if name[0] != "_"] == ["ab"]
     assert not folder.store.is_folder(folder.root / "a")
+
+
+def test_a_staged_file_is_put_where_there_is_nothing_and_nowhere_else(folder):
+    path = folder.root / "a" / "file"
+    for data, is_new in ((b"one", True), (b"two", False)):
+        staged = folder.store.stage(folder.staging, path)
+        staged.write_bytes(data)
+        assert folder.store.put_new(staged, path) is is_new
+        staged.unlink(missing_ok=True)
+    assert folder.store.read(path) == b"one" and folder.store.names(folder.root / "a") == ["file"]
+
+
+def test_files_are_removed_though_some_are_gone(folder):
+    for name in ("a", "b", "c"):
+        put(folder, name, b"x")
+    folder.store.remove_files([])
+    folder.store.remove_files([folder.root / name for name in ("a", "gone", "b")])
+    assert [name for name in folder.store.names(folder.root) if name[0] != "_"] == ["c"]
+
+
+def test_moved_files_have_their_new_names_alone(folder):
+    for name in ("a/1", "a/2", "3"):
+        put(folder, name, name.encode())
+    folder.store.move({folder.root / name: folder.root / f"to/{name}" for name in ("a/1", "3")})
+    assert folder.store.names(folder.root / "a") == ["2"]
+    assert [folder.store.read(folder.root / "to" / name) for name in ("a/1", "3")] == [b"a/1", b"3"]
+
+
+def test_a_moved_folder_is_as_it_was_and_takes_no_others_place(folder):
+    for name in ("from/seal", "from/_gptj_batch/x", "from/by=1/part", "fromage"):
+        put(folder, name, name.encode())
+    folder.store.move_folder(folder.root / "from", folder.root / "to", "seal")
+    assert folder.store.read(folder.root / "to/by=1/part") == b"from/by=1/part"
+    assert folder.store.names(folder.root / "to") == ["_gptj_batch", "by=1", "seal"]
+    assert not folder.store.is_folder(folder.root / "from") and folder.store.exists(folder.root / "fromage")
+    put(folder, "from/seal", b"another")
+    with pytest.raises(FileExistsError):
+        folder.store.move_folder(folder.root / "from", folder.root / "to", "seal")
+    assert folder.store.read(folder.root / "to/seal") == b"from/seal" and folder.store.exists(folder.root / "from/seal")
+
+
+def test_a_folder_whose_move_is_cut_off_anywhere_is_whole_where_its_seal_is(monkeypatch):
+    names = ["B=1/part", "_SUCCESS", "_gptj_batch/x", "part-1", "part-2"]
+    for number in range(1, 1000):
+        bucket, store = MemoryBucket(monkeypatch), BucketStore.of("s3://memory")
+        source, target = BucketPath("s3://memory/out/from"), BucketPath("s3://memory/out/to")
+        for name in names:
+            store.write(source / name, name.encode())
+
+        def move(source=source, target=target):
+            BucketStore.of("").move_folder(source, target, "_SUCCESS")
+
+        if not bucket.killed_before_change(number, move):
+            break
+        for folder in (source, target):
+            if store.exists(folder / "_SUCCESS"):
+                assert inside(store, folder) == names
+        if store.exists(source / "_SUCCESS"):
+            move()
+        store.remove(source)
+        assert inside(store, target) == names and not store.is_folder(source)
+    assert number > len(names) + 2
+
+
+def inside(store, folder):
+    found = store.walk(folder, lambda _: True) + store.walk(folder / "_gptj_batch", lambda _: True)
+    return sorted((where / name).relative_to(folder).as_posix() for where, names in found for name in names)
 
 
 def test_a_touched_file_is_younger_and_time_is_the_stores(folder):
@@ -272,45 +342,16 @@ def test_an_inbox_in_a_bucket_may_be_empty_where_files_of_it_are_known(bucket, p
         find_files("s3://no-such-bucket/in/*", known=["s3://no-such-bucket/in/a"])
 
 
-class Cut(Exception):
-    """A process that ends here."""
-
-
-class CutStore(BucketStore):
-    """A store whose process ends before its n-th change."""
-
-    def __init__(self, client, left):
-        super().__init__(client)
-        self.left = left
-
-    def __getattribute__(self, name):
-        if name in ("put", "write", "create", "copy", "remove"):
-            self.left -= 1
-            if self.left < 0:
-                raise Cut(name)
-        return super().__getattribute__(name)
-
-
 def test_an_overwrite_cut_off_anywhere_is_old_or_new_by_its_success_and_ends_new(monkeypatch):
-    from obstore.store import MemoryStore
-
-    for left in range(1000):
-        client = MemoryStore()
-        folder = OutputFolder.at("s3://memory/out")
-        monkeypatch.setattr(BucketStore, "of", lambda bucket, client=client: BucketStore(client))
+    for number in range(1, 1000):
+        bucket, folder = MemoryBucket(monkeypatch), OutputFolder.at("s3://memory/out")
         make(folder, "old")
-        cut = CutStore(client, left)
-        monkeypatch.setattr(BucketStore, "of", lambda bucket, cut=cut: cut)
-        try:
-            overwrite(folder)
+        if not bucket.killed_before_change(number, partial(overwrite, folder)):
             break
-        except Cut:
-            pass
-        monkeypatch.setattr(BucketStore, "of", lambda bucket, client=client: BucketStore(client))
         assert promised(folder) in (["old"] * 10, ["new"] * 10)
         overwrite(folder)
         assert values(folder) == ["new"] * 10 == promised(folder)
-    assert left > 10
+    assert number > 10
 
 
 def overwrite(folder):
