@@ -19,11 +19,12 @@ from jobs.failures import stop_on_signals
 from jobs.limits import TimeLimits
 from jobs.run import complete
 from pipelines.config import Job
-from pipelines.ledger import is_incremental
+from pipelines.ledger import is_incremental, read_ledger
 from pipelines.prepare import prepare
 from pipelines.report import MAX_REASONS, Report, count_errors_of_parts, read_report, write_report_of
 from pipelines.report_page import write_page
 from pipelines.retry import Finished
+from pipelines.run_place import final_folder, show
 
 # What a report says of its last run alone; the rest is the whole output's.
 _OF_THE_RETRY = (
@@ -60,6 +61,7 @@ def retry(
                 folder.put_back(added, finished.job.output.form, check)
                 report = _counted_again(finished, report, done)
                 folder.remove()
+            _tell_dataset(finished.job.output.path)
         report = report.judged(finished.job.errors)
         print(report.summary())
         return report.exit_code
@@ -81,6 +83,15 @@ def _held(output: str) -> Iterator[Callable[[], None]]:
                 lease.check()
 
         yield check
+
+
+def _tell_dataset(output: str) -> None:
+    """Let the report of the dataset be the one that the retry wrote, if the output is its last run with rows."""
+    run, dataset = Path(output).resolve(), Path(output).resolve().parent
+    if is_incremental(dataset):
+        entries = [entry for entry in read_ledger(dataset).entries if entry.rows]
+        if entries and run == Path(final_folder(str(dataset), entries[-1].run, entries[-1].layout)):
+            show(OutputFolder.at(dataset), OutputFolder.at(run))
 
 
 def _read_report(job: Job) -> Report:

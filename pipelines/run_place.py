@@ -122,19 +122,19 @@ def _place(folder: OutputFolder, made: OutputFolder, entry: Entry) -> None:
     """Bring a run's parts to their place, if they are not there yet, and let the output's report be the run's."""
     if entry.layout["output.incremental"] != "partition":
         if parts := made.parts():
-            _show(folder, made)
+            show(folder, made)
             names = final_names([part.relative_to(made.root).as_posix() for part in parts], entry.run, entry.layout)
             folder.store.move(dict(zip(parts, (folder.root / name for name in names), strict=True)))
             made.remove_empty_partitions()
     elif is_complete(made.root):
-        _show(folder, made)
+        show(folder, made)
         _become_partition(folder, made, entry.run)
     else:
         folder.store.remove(made.root)  # what is left where that was cut off
 
 
-def _show(folder: OutputFolder, made: OutputFolder) -> None:
-    """Let the output's own report be that of its last run."""
+def show(folder: OutputFolder, made: OutputFolder) -> None:
+    """Let the output's own report be that of its last run. Raises OutputError, or OSError where it cannot be read."""
     for name in _SHOWN:
         try:
             data = made.store.read(made.private / name)

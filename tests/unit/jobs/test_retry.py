@@ -63,6 +63,18 @@ def test_the_report_counts_the_rows_that_are_there(tmp_path: Path, scheduled: Jo
     assert said["rows_this_run"] == 2
 
 
+def test_the_dataset_says_what_was_made_of_its_last_run(tmp_path: Path, scheduled: Job, first: Path) -> None:
+    dataset = tmp_path / "out"
+    before = report(dataset)
+    assert retry(str(first)) == 3
+    assert report(dataset) == report(first) != before, "the rows of the retry alone are other ones"
+    write(tmp_path, "b.parquet", rows("new b", 5))
+    run_job(scheduled)
+    of_second = report(dataset)
+    assert retry(str(first)) == 3
+    assert report(dataset) == of_second != report(first)
+
+
 def test_where_all_that_failed_was_replaced_there_is_nothing_to_do_and_nothing_failed(
     tmp_path: Path, scheduled: Job, first: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
