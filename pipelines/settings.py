@@ -118,6 +118,11 @@ class OutputSettings(Settings):
     prefix: str = ""
     """Put before the name of every added column."""
 
+    @field_validator("prefix", mode="before")
+    @classmethod
+    def _nothing_is_empty(cls, value: Any) -> Any:
+        return "" if value is None else value  # what `output.prefix=` on a command line is
+
     @field_validator("prefix")
     @classmethod
     def _not_internal(cls, value: str) -> str:

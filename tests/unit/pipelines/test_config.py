@@ -102,6 +102,10 @@ def job_of(text: str, *overrides: str) -> Job:
     return check_job(file)
 
 
+def test_an_empty_prefix_may_be_given_on_a_command_line() -> None:
+    assert job_of(GENERATE, "output.prefix=x_", "output.prefix=").output.prefix == ""
+
+
 def refusal(text: str, *overrides: str) -> str:
     with pytest.raises(ConfigError) as caught:
         job_of(text, *overrides)
