@@ -139,7 +139,7 @@ def _rule(error: Exception, file_format: FileFormat) -> str:
         return str(error)
     if isinstance(error, BadTextError):
         return str(error)
-    reason = shorten(" ".join(str(error).split()), 200)
+    reason = shorten(" ".join(str(error).split()).rstrip("."), 200)
     return f"not a whole {TITLES[file_format]} file: {reason}"
 
 
