@@ -6,8 +6,7 @@ IN_TWO := -n 2 --dist loadfile
 # The exact versions this was tested with; `make PIP_ARGS=...` adds an index, for example PyTorch's CPU builds:
 # make demo PIP_ARGS="--extra-index-url https://download.pytorch.org/whl/cpu"
 PIP_ARGS ?=
-# Not compiled: of torch's, Ray's and transformers' thousands of files, Python compiles those that it imports.
-PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile -c infra/constraints.txt $(PIP_ARGS)
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c infra/constraints.txt $(PIP_ARGS)
 
 .PHONY: demo test test-all test-vllm check bench soak clean
 
