@@ -18,9 +18,9 @@ test: .venv/dev
 	$(BIN)/python -m pytest tests/parity -q $(IN_TWO)
 	$(BIN)/python -m pytest tests/integration -q -m "not extended"
 
-# The same, the longer integration tests (buckets, lost machines, every setting of every task), and those of vLLM's backend.
+# The same, the longer tests (buckets, lost machines, every setting of every task), and those of vLLM's backend.
 test-all: test test-vllm
-	$(BIN)/python -m pytest tests/integration -q -m extended
+	$(BIN)/python -m pytest tests -q -m extended
 
 # vLLM's backend on the CPU build of vLLM, in an environment of its own, made once in minutes; see jobs/bench/vllm_env.py.
 # Where it cannot be made, this says why, and is no failure.
@@ -31,7 +31,7 @@ test-vllm: .venv/dev
 
 # The unit tests passed on these files: `make check` and `make test` after one another, as in CI, run them once.
 .venv/unit: .venv/dev $(shell find gptj_batch pipelines jobs tests infra *.md pyproject.toml -type f -not -path '*/__pycache__/*')
-	$(BIN)/python -m pytest tests/unit tests/architecture -q $(IN_TWO)
+	$(BIN)/python -m pytest tests/unit tests/architecture -q -m "not extended" $(IN_TWO)
 	touch $@
 
 # What a developer, the pre-commit hook and CI all run.

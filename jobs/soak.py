@@ -17,6 +17,7 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -149,20 +150,17 @@ def run_disturbed(workload: Workload, name: str, kind: str, draw: random.Random,
     raise RuntimeError(f"{name}: not finished after {MAX_RUNS} runs; the last one ended with {code}")
 
 
-class started:  # noqa: N801 - used as a function
-    """Start the command; what is left of it when it has ended goes too."""
-
-    def __init__(self, job: Path) -> None:
-        command = [sys.executable, "-m", "jobs.cli", "run", str(job)]
-        log = job.with_suffix(".log").open("ab")
-        self._process = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)  # noqa: S603
-
-    def __enter__(self) -> "subprocess.Popen[bytes]":
-        return self._process
-
-    def __exit__(self, *error: object) -> None:
-        if self._process.poll() is None:
-            self._process.kill()
+@contextmanager
+def started(job: Path) -> "Iterator[subprocess.Popen[bytes]]":
+    """Start the command on a job; where it has not ended by the end of the block, it is killed."""
+    command = [sys.executable, "-m", "jobs.cli", "run", str(job)]
+    with job.with_suffix(".log").open("ab") as log:
+        process = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)  # noqa: S603
+    try:
+        yield process
+    finally:
+        if process.poll() is None:
+            process.kill()
 
 
 def rounds(workload: Workload, draw: random.Random, number: int, longest_s: float) -> Iterator[dict[str, Any]]:

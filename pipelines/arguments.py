@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from gptj_batch.errors import ConfigError, GPTJBatchError
-from pipelines.config import LATER, Job, check_job
+from pipelines.config import OF_OTHER_TASKS, Job, check_job
 from pipelines.job_file import JobFile
 from pipelines.problems import known_settings
 
@@ -96,10 +96,10 @@ def _check_names(kind: str, values: Mapping[str, Any]) -> None:
     if not of_task:
         return  # a kind or method that is refused by its own message
     known = [name for name in of_task if name != "kind"] + [*SETTINGS, *OTHERS]
-    later = {name.partition(".")[2] for name in LATER if name.startswith("task.")}
+    elsewhere = {name.partition(".")[2] for name in OF_OTHER_TASKS}
     lines = []
     for name in values["task"]:
-        if name not in known and name not in later and name != "kind":
+        if name not in known and name not in elsewhere and name != "kind":
             near = get_close_matches(name, known, n=1, cutoff=0.6)
             hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(known)}"
             lines.append(f"{kind}(): {name}: no such argument; {hint}")

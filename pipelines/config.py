@@ -25,9 +25,9 @@ from pipelines.settings import (
     listed,
 )
 
-# Settings that the contract has and this version or this task does not: better said than called unknown.
+# Settings of other tasks or methods: better said than called unknown.
 # Each with the values that ask for nothing, which are let through, and what to say of any other.
-LATER: dict[str, tuple[tuple[Any, ...], str]] = {
+OF_OTHER_TASKS: dict[str, tuple[tuple[Any, ...], str]] = {
     "task.num_beams": ((None, 1), "it belongs to `generate`"),
     "task.length_penalty": ((None, 1.0), "it belongs to `generate`"),
     "task.early_stopping": ((None, False), "it belongs to `generate`"),
@@ -90,7 +90,7 @@ def load_job(path: str | Path, overrides: Sequence[str] = ()) -> Job:
 def check_job(file: JobFile) -> Job:
     """Validate a job file's values; see `load_job`."""
     _check_kind(file)
-    values = _without_later_settings(file)
+    values = _without_settings_of_other_tasks(file)
     try:
         return Job.model_validate(values)
     except ValidationError as error:
@@ -114,11 +114,11 @@ def _check_kind(file: JobFile) -> None:
         raise ConfigError(f"{where}: task.method: must be {listed(methods, 'or')}, got {shorten(repr(method))}")
 
 
-def _without_later_settings(file: JobFile) -> dict[str, Any]:
-    """Return the values without the settings of LATER. Raises ConfigError where one of them asks for something."""
+def _without_settings_of_other_tasks(file: JobFile) -> dict[str, Any]:
+    """Return the values without those settings. Raises ConfigError where one of them asks for something."""
     values = copy.deepcopy(file.values)
     found = []
-    for setting, (neutral, reason) in LATER.items():
+    for setting, (neutral, reason) in OF_OTHER_TASKS.items():
         block, name = setting.split(".")
         settings = values.get(block)
         if not isinstance(settings, dict) or name not in settings or name in known_settings(Job, (block,), values):

@@ -51,7 +51,7 @@ def test_the_weights_are_at_most_twelve_megabytes_of_safetensors() -> None:
 @pytest.mark.slow
 def test_held_out_items_are_labelled_and_their_spans_found() -> None:
     torch.set_num_threads(2)
-    figures = evaluate(Path(demo_folder("causal-lm")).parent, num_items=300)
+    figures = evaluate(Path(demo_folder("causal-lm")).parent, num_items=120)
     assert figures["topic_by_prompt"] >= 0.90, figures
     assert figures["topic_by_head"] >= 0.95, figures
     assert figures["span_exact"] >= 0.80, figures

@@ -47,6 +47,7 @@ def test_an_environment_that_the_user_names_is_taken_as_it_is(tmp_path: Path, mo
     assert vllm_env.is_current(vllm_env.vllm_folder())
 
 
+@pytest.mark.extended
 def test_where_it_cannot_be_made_that_is_said_and_is_no_error(
     cache: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -25,7 +25,7 @@ from pipelines.ledger import read_ledger
 
 OUT = "s3://nights/team/out"
 STEP = 3  # every change would take a minute
-in_both_modes = pytest.mark.parametrize("mode", ["partition", "append"])
+in_both_modes = pytest.mark.parametrize("mode", ["partition", pytest.param("append", marks=pytest.mark.extended)])
 
 
 @pytest.fixture(scope="module")

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from gptj_batch.errors import ConfigError
 from gptj_batch.tasks.classify import ClassifySettings
-from pipelines.config import LATER, Job, check_job, load_job
+from pipelines.config import OF_OTHER_TASKS, Job, check_job, load_job
 from pipelines.job_file import apply_overrides, parse_job
 from pipelines.settings import ErrorSettings
 
@@ -311,11 +311,11 @@ def test_all_of_it_is_said_at_once() -> None:
     assert len(lines) == 3 and all(line.endswith("; leave it out") for line in lines)
 
 
-@pytest.mark.parametrize("setting", LATER)
+@pytest.mark.parametrize("setting", OF_OTHER_TASKS)
 def test_what_asks_for_nothing_is_let_through_and_is_no_setting(setting: str) -> None:
     block, name = setting.split(".")
     text = {"prompt": EXTRACT, "labels": EXTRACT, "likelihood": EXTRACT, "calibrate": EXTRACT, "top_k": EMBED}
-    for value in LATER[setting][0]:
+    for value in OF_OTHER_TASKS[setting][0]:
         values = parse_job(text.get(name, SHORT), "job.yaml")
         values.values.setdefault(block, {})[name] = value
         assert name not in check_job(values).model_dump().get(block, {})

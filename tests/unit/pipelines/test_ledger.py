@@ -221,7 +221,7 @@ def test_after_any_changes_and_crashes_every_live_file_is_there_exactly_once(mod
         live_through(World(str(Path(folder) / "out"), mode), rounds, killed_before_change)
 
 
-@settings(max_examples=200)
+@settings(max_examples=80)
 @given(st.sampled_from(["partition", "append"]), st.lists(ROUND, max_size=6))
 @example("partition", CUT_ANYWHERE)
 @example("append", CUT_ANYWHERE)

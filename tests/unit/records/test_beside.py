@@ -82,7 +82,9 @@ def test_no_name_of_an_old_part_is_one_of_a_new_part(tmp_path):
     assert OutputFolder.at(tmp_path / "out").parts()[0].name == "part-00000-3.parquet"
 
 
-@pytest.mark.parametrize("form", [FORM, BY_VALUE], ids=["flat", "partitioned"])
+@pytest.mark.parametrize(
+    "form", [FORM, pytest.param(BY_VALUE, marks=pytest.mark.extended)], ids=["flat", "partitioned"]
+)
 def test_killed_at_any_step_readers_see_old_or_new_and_the_next_run_finishes(tmp_path, way, form):
     make(tmp_path / "old", 1, form)
     (tmp_path / "old" / "_notes.txt").write_text("mine")

@@ -296,7 +296,7 @@ def test_a_refused_put_says_where_what_and_what_to_do(bucket, endpoint):
     assert "403" in said and "Allow it to the run's credentials" in said and SECRET not in said
 
 
-@pytest.mark.parametrize("status", [403, 500])
+@pytest.mark.parametrize("status", [403, pytest.param(500, marks=pytest.mark.extended)])  # the client tries 500s again
 def test_a_refused_delete_does_no_harm(bucket, endpoint, status):
     with endpoint.with_faults(
         Fault("POST", "status", "delete", status=status), Fault("DELETE", "status", status=status)
