@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import dataclass
+from pathlib import PurePath
 
 import pyarrow as pa
 
@@ -9,6 +10,7 @@ from gptj_batch.errors import OutputError, shorten
 from gptj_batch.records.output import OutputFolder
 from gptj_batch.records.part_reader import count_rows
 from gptj_batch.records.progress import differences
+from pipelines.ledger import is_incremental, read_ledger
 from pipelines.prepare import Run, prepare
 from pipelines.report import count_errors, read_report
 from pipelines.retry import Finished
@@ -53,11 +55,13 @@ def _recount(output: str) -> Recount:
     problems = [f"the input is another now: {change}" for change in _input_changes(finished, run)]
     promised = json.loads(folder.store.read(folder.success))["parts"]
     rows_out = 0
+    later = _replaced_parts(folder.root)
     present = {part.relative_to(folder.root).as_posix(): part for part in folder.parts()}
     problems += [f"{name} is not in _SUCCESS" for name in sorted(present.keys() - promised.keys())]
     for name, num_rows in promised.items():
         if name not in present:
-            problems.append(f"{name} is missing; it had {num_rows:,} rows")
+            instead = f"was replaced by run={later[name]}" if name in later else "is missing"
+            problems.append(f"{name} {instead}; it had {num_rows:,} rows")
             continue
         try:
             found = count_rows(present[name], "".join(present[name].suffixes))
@@ -71,6 +75,16 @@ def _recount(output: str) -> Recount:
         problems.append(f"the output has {rows_out:,} rows and the input {run.plan.num_rows:,}")
     failed = 0 if problems else sum(count_errors(run).values())
     return Recount(run.plan.num_rows, rows_out, failed, (*problems, *_report_problems(run, rows_out, failed, problems)))
+
+
+def _replaced_parts(root: PurePath) -> dict[str, str]:
+    """Return the parts of an incremental run whose input files a later run did again, and the time of that run."""
+    if not is_incremental(root.parent):
+        return {}
+    replaced = [
+        (part, entry.run) for entry in read_ledger(root.parent).entries for f in entry.replaced for part in f.parts
+    ]
+    return {part.removeprefix(f"{root.name}/"): run for part, run in replaced if part.startswith(f"{root.name}/")}
 
 
 def _input_changes(finished: Finished, run: Run) -> list[str]:

@@ -747,3 +747,18 @@ def test_a_report_lists_the_runs_and_other_commands_ask_for_one_of_them(
     for command in ("retry", "verify"):
         assert main([command, out]) == 2
         assert "is kept by incremental runs; name one of them" in capsys.readouterr().err
+
+
+def test_a_recount_of_a_run_knows_what_later_runs_replaced(
+    tmp_path: Path, spine: Spine, write: Write, scheduled: Callable[..., Job], capsys: pytest.CaptureFixture[str]
+) -> None:
+    write("a.parquet"), write("b.parquet", 10)
+    run_job(scheduled())
+    write("b.parquet", 7)
+    run_job(scheduled())
+    first, second = [str(tmp_path / "out" / f"run={entry.run}") for entry in read_ledger(tmp_path / "out").entries]
+    capsys.readouterr()
+    assert main(["verify", first]) == 1
+    said = capsys.readouterr().out
+    assert f"was replaced by {Path(second).name}; it had 10 rows" in said and "missing" not in said
+    assert main(["verify", second]) == 0
