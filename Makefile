@@ -20,7 +20,7 @@ test: .venv/dev
 
 # The same, the longer tests (buckets, lost machines, every setting of every task), and those of vLLM's backend.
 test-all: test test-vllm
-	$(BIN)/python -m pytest tests -q -m extended
+	$(BIN)/python -m pytest tests -q -m "extended or without_ray" --all-on-ray
 
 # vLLM's backend on the CPU build of vLLM, in an environment of its own, made once in minutes; see jobs/bench/vllm_env.py.
 # Where it cannot be made, this says why, and is no failure.

@@ -1,6 +1,6 @@
 """What the integration tests share: two clusters, a tiny model, an input and its output."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -8,8 +8,19 @@ import pytest
 
 from integration.clusters import RunningCluster, connect, running_cluster
 from integration.desk import GENERATE, Desk, articles
+from integration.in_process import WithoutRay
 from integration.running import Outcome
 from integration.tiny_model import TinyModel, save_tiny_model
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object]:
+    wanted = item.config.getoption("--all-on-ray") or item.get_closest_marker("on_ray")
+    WithoutRay.now = item.get_closest_marker("without_ray") is not None and not wanted
+    try:
+        return (yield)
+    finally:
+        WithoutRay.now = False
 
 
 @pytest.fixture(scope="session")
@@ -21,7 +32,8 @@ def one_node() -> Iterator[RunningCluster]:
 
 @pytest.fixture
 def on_one_node(one_node: RunningCluster) -> None:
-    connect(one_node)
+    if not WithoutRay.now:
+        connect(one_node)
 
 
 @pytest.fixture(scope="session")

@@ -9,6 +9,7 @@ import pyarrow.parquet as pq
 from unit.records.tables import every_type
 
 from integration.clusters import RunningCluster, connect
+from integration.in_process import WithoutRay
 from integration.running import CANARY, Outcome, run_here, write_job
 from integration.tiny_model import N_POSITIONS, TinyModel
 
@@ -43,7 +44,8 @@ class Desk:
 
     def run(self, job: Path, *arguments: str) -> Outcome:
         """Run a job in this process."""
-        connect(self.cluster)
+        if not WithoutRay.now:
+            connect(self.cluster)
         return run_here(job, *arguments)
 
     def output(self, name: str = "output") -> Path:

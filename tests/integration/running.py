@@ -6,7 +6,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
-from contextlib import redirect_stderr, redirect_stdout
+from contextlib import nullcontext, redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import yaml
 
+from integration.in_process import WithoutRay, stages_here
 from jobs.cli import main
 
 # In every text that a job reads; it must not be found in anything that a run says.
@@ -38,9 +39,9 @@ def write_job(file: Path, **blocks: Any) -> Path:
 
 
 def run_here(job: Path, *arguments: str) -> Outcome:
-    """Run `gptj-batch run` in this process, on the cluster that it is connected to."""
+    """Run `gptj-batch run` in this process, on the cluster that it is connected to; see the marker `without_ray`."""
     stdout, stderr = io.StringIO(), io.StringIO()
-    with redirect_stdout(stdout), redirect_stderr(stderr):
+    with redirect_stdout(stdout), redirect_stderr(stderr), stages_here() if WithoutRay.now else nullcontext():
         code = main(["run", str(job), *arguments])
     return Outcome(code, stdout.getvalue(), stderr.getvalue())
 

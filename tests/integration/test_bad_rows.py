@@ -11,9 +11,10 @@ from integration.running import (
 )
 from integration.tiny_model import TinyModel
 
-pytestmark = pytest.mark.timeout(600)
+pytestmark = [pytest.mark.timeout(600), pytest.mark.without_ray]
 
 
+@pytest.mark.on_ray
 def test_each_bad_row_has_its_reason_and_the_others_are_done(desk: Desk, tiny: TinyModel) -> None:
     texts: list[bytes | None] = [
         f"{CANARY} good".encode(), None, b"", b"   ", CANARY.encode() + b" \xff\xfe",
@@ -78,6 +79,7 @@ def test_a_run_whose_rows_all_fail_is_complete_and_ends_with_3(desk: Desk) -> No
     assert again.code == 0
 
 
+@pytest.mark.on_ray
 def test_a_run_whose_first_rows_all_fail_is_stopped_with_3_and_can_be_gone_on_with(desk: Desk) -> None:
     source = desk.write_rows({"text": pa.array([CANARY.encode()] * 400, pa.binary())})
     job = desk.job(source, GENERATE, backend={"kind": "fake"}, errors={"stop_after": 64})

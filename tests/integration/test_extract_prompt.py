@@ -15,7 +15,7 @@ from integration.running import output_table, run_report
 from integration.tiny_model import END_OF_TEXT, TinyModel
 from jobs.demo import CONFIGS
 
-pytestmark = pytest.mark.timeout(600)
+pytestmark = [pytest.mark.timeout(600), pytest.mark.without_ray]
 
 ADDED = ["answer_text", "answer_start", "answer_end", "answer_score", "answers", "error"]
 PROMPT = "{{ text[:20] }} A:"
@@ -102,7 +102,7 @@ def test_answers_are_those_of_the_dense_model_held_to_the_text(desk: Desk, tiny:
         assert row["answer_score"] == pytest.approx(score, rel=1e-3)
 
 
-@pytest.mark.parametrize("backend", ["native", "fake"])
+@pytest.mark.parametrize("backend", [pytest.param("native", marks=pytest.mark.on_ray), "fake"])
 def test_offsets_are_exact_and_a_bad_row_touches_no_other(desk: Desk, backend: str) -> None:
     prompt = "{{ text if text[0] == '~' else text[:12] }} A:"
     task = {**TASK, "prompt": prompt, "max_answers": 3, "max_answer_tokens": 5}

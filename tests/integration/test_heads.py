@@ -17,7 +17,7 @@ from gptj_batch.model import GPTJConfig, GPTJForQuestionAnswering, GPTJForSequen
 from integration.running import output_table, run_here, run_report, write_job
 from integration.tiny_model import N_POSITIONS, TinyModel
 
-pytestmark = pytest.mark.timeout(600)
+pytestmark = [pytest.mark.timeout(600), pytest.mark.without_ray]
 
 LABELS = ["calm", "glad", "sad"]
 TEXTS = ["The team won the match.", "Shares fell 🙂\r\nas the market closed.", None, "A new chip", "~" * 100]
@@ -79,6 +79,7 @@ def class_logits(model: HeadModel, tiny: TinyModel, text: str) -> torch.Tensor:
     return logits
 
 
+@pytest.mark.on_ray
 def test_single_labels_are_those_of_the_dense_classifier(
     run: Callable[..., Outputs], save: Callable[..., tuple[Path, HeadModel]], tiny: TinyModel
 ) -> None:
@@ -132,6 +133,7 @@ def best_span(model: HeadModel, tiny: TinyModel, context: str) -> str:
     return context[max(encoding.offsets[first][0] - shift, 0) : encoding.offsets[last][1] - shift].strip()
 
 
+@pytest.mark.on_ray
 def test_answers_are_the_best_spans_of_the_dense_reader_and_stand_where_they_say(
     run: Callable[..., Outputs], save: Callable[..., tuple[Path, HeadModel]], tiny: TinyModel
 ) -> None:

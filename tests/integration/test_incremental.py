@@ -52,7 +52,7 @@ def score_scheduled(desk: Desk, job: Path, *arguments: str, **settings: str) -> 
     )
 
 
-@pytest.fixture(scope="module", params=["partition", "append"])
+@pytest.fixture(scope="module", params=["partition", pytest.param("append", marks=pytest.mark.without_ray)])
 def three_nights(request: pytest.FixtureRequest, new_desk: Callable[[str], Desk]) -> tuple[Desk, str]:
     """Files a, b; then c; then b changed."""
     desk, mode = new_desk("nights"), str(request.param)

@@ -17,7 +17,7 @@ from integration.desk import GENERATE, GENERATED, Desk
 from integration.rare_types import rare_types
 from integration.running import output_table, run_report
 
-pytestmark = pytest.mark.timeout(600)
+pytestmark = [pytest.mark.timeout(600), pytest.mark.without_ray]
 
 FAKE = {"backend": {"kind": "fake"}}
 ROWS = [{"id": i, "text": f'row "{i}",\nof {i % 7}', "x": i / 4 if i % 3 else None} for i in range(70)]
@@ -43,7 +43,10 @@ def write_rows(folder: Path, kind: str) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("kind", ["arrow", "jsonl", "jsonl.gz", "csv", "csv.zst", "hive", "huggingface"])
+@pytest.mark.parametrize(
+    "kind",
+    ["arrow", "jsonl", "jsonl.gz", "csv", "csv.zst", "hive", pytest.param("huggingface", marks=pytest.mark.on_ray)],
+)
 def test_a_format_goes_through_the_pipeline(desk: Desk, kind: str) -> None:
     source = write_rows(desk.folder / "input", kind)
     ended = desk.run(desk.job(source, GENERATE, **FAKE))
@@ -109,7 +112,10 @@ def test_a_file_that_changed_between_two_runs_is_seen(desk: Desk) -> None:
     assert ended.code == 2 and "a.jsonl" in ended.stderr and "another configuration" in ended.stderr
 
 
-@pytest.mark.parametrize(("ending", "form"), [("parquet", "parquet"), ("arrow", "parquet"), ("arrow", "arrow")])
+@pytest.mark.parametrize(
+    ("ending", "form"),
+    [pytest.param("parquet", "parquet", marks=pytest.mark.on_ray), ("arrow", "parquet"), ("arrow", "arrow")],
+)
 def test_every_type_comes_out_as_it_went_in(desk: Desk, ending: str, form: str) -> None:
     source = desk.folder / f"a.{ending}"
     if ending == "parquet":

@@ -11,7 +11,7 @@ import pytest
 from integration.desk import Desk
 from integration.running import output_table, run_report
 
-pytestmark = pytest.mark.timeout(600)
+pytestmark = [pytest.mark.timeout(600), pytest.mark.without_ray]
 
 CLASSIFY = {"kind": "classify", "prompt": "{{ text }}\nTopic:", "labels": ["World", "Sports", "a/b ü"]}
 FAKE = {"kind": "fake"}
@@ -56,6 +56,7 @@ def test_json_lines_have_the_same_rows(labelled: tuple[Desk, pa.Table], source: 
     assert same_page(desk, "jsonl") and run_report(desk.output("jsonl"))["done"] == 115
 
 
+@pytest.mark.on_ray
 def test_partitions_by_an_added_column_and_one_of_the_input(labelled: tuple[Desk, pa.Table], source: Path) -> None:
     desk, parquet = labelled
     by = {"partition_by": ["bool", "label"]}

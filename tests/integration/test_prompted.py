@@ -10,7 +10,7 @@ from integration.desk import GENERATE, GENERATED, MAX_NEW_TOKENS, ROOM, Desk
 from integration.running import CANARY, output_table, run_report
 from integration.tiny_model import TinyModel
 
-pytestmark = pytest.mark.timeout(600)
+pytestmark = [pytest.mark.timeout(600), pytest.mark.without_ray]
 
 LABELS = ["World", "Sports", "Business"]
 EXAMPLES = '{% for e in [{"text": "Goal", "topic": "Sports"}] %}{{ e.text }}: {{ e.topic }}\n{% endfor %}'
@@ -32,7 +32,7 @@ def calibrated_probabilities(tiny: TinyModel, text: str, mean: bool) -> list[flo
     return [weight / sum(weights) for weight in weights]
 
 
-@pytest.mark.parametrize("likelihood", ["sum", "mean"])
+@pytest.mark.parametrize("likelihood", [pytest.param("sum", marks=pytest.mark.on_ray), "mean"])
 def test_calibrated_probabilities_are_those_of_the_paper(desk: Desk, tiny: TinyModel, likelihood: str) -> None:
     expected = [calibrated_probabilities(tiny, text, likelihood == "mean") for text in TEXTS]
     best = sorted(map(max, expected))
@@ -119,6 +119,7 @@ def test_a_template_that_leaves_no_room_runs_nothing(desk: Desk) -> None:
     assert not desk.output().exists()
 
 
+@pytest.mark.on_ray
 def test_duplicates_are_computed_once_and_come_out_as_without(desk: Desk) -> None:
     texts = [*TEXTS, f"{CANARY} a", *TEXTS * 20, None, f"{CANARY} b"]
     source = desk.write_rows({"text": texts})

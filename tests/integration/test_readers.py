@@ -15,7 +15,7 @@ import pytest
 from integration.desk import Desk
 from integration.running import output_table
 
-pytestmark = pytest.mark.timeout(600)
+pytestmark = [pytest.mark.timeout(600), pytest.mark.without_ray]
 
 LABELS = ["World", "Sports", "a/b ü"]
 CLASSIFY = {"kind": "classify", "prompt": "{{ text }}\nTopic:", "labels": LABELS}

@@ -66,6 +66,7 @@ def test_an_interrupted_run_goes_on_and_gives_what_an_undisturbed_one_gives(
     assert output_table(output).to_pylist() == sampled.slice(65, 50).to_pylist()
 
 
+@pytest.mark.without_ray
 def test_sampling_depends_on_the_seed(interrupted: Desk, sampled: pa.Table) -> None:
     # On the way also: overwriting, which begins anew though another configuration made what is there.
     refused = interrupted.run(interrupted.folder / "output.yaml", "task.seed=8")
@@ -79,6 +80,7 @@ def test_sampling_depends_on_the_seed(interrupted: Desk, sampled: pa.Table) -> N
     assert texts != sampled.slice(65, 50).column("generated_text").to_pylist()
 
 
+@pytest.mark.without_ray
 def test_rows_with_a_key_are_sampled_alike_in_any_order(desk: Desk, source: Path) -> None:
     rows = pq.read_table(source / "c.parquet", columns=["id", "text"])
     by_id = []

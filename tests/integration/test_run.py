@@ -93,6 +93,7 @@ def test_the_lineage_stands_in_the_metadata_of_every_part(generated: tuple[Desk,
         assert metadata[b"who"] == b"tests", "the input's own metadata"
 
 
+@pytest.mark.without_ray
 def test_a_file_alone_in_one_unit_gives_what_it_gives_among_others(
     generated: tuple[Desk, Outcome], desk: Desk, source: Path
 ) -> None:
@@ -128,6 +129,7 @@ def test_only_the_columns_asked_for_come_out_behind_the_prefix(labelled: tuple[D
     assert output_table(desk.output()).column_names == ["text", "id", *added]
 
 
+@pytest.mark.without_ray
 def test_the_first_row_alone_is_labelled_as_in_company(
     labelled: tuple[Desk, Outcome], desk: Desk, source: Path
 ) -> None:
@@ -140,6 +142,7 @@ def test_the_first_row_alone_is_labelled_as_in_company(
     assert scores == pytest.approx([score for _, score in in_company["gptj_label_scores"]], abs=1e-6)
 
 
+@pytest.mark.without_ray
 def test_labels_with_texts_of_their_own_are_averaged_and_long_prompts_cut_on_the_right(
     desk: Desk, tiny: TinyModel
 ) -> None:
@@ -171,12 +174,14 @@ def test_a_run_needs_no_whole_cpu_beside_its_replica(desk: Desk, source: Path) -
     assert (ended.code, output_table(desk.output()).num_rows) == (0, 10), ended.stderr
 
 
+@pytest.mark.without_ray
 def test_a_limit_takes_the_first_rows(desk: Desk, source: Path) -> None:
     job = desk.job(source, GENERATE, input={"columns": ["id", "text"]}, backend={"kind": "fake"})
     assert desk.run(job, "--limit", "70").code == 0
     assert output_table(desk.output()).column("id").to_pylist() == list(range(70))
 
 
+@pytest.mark.without_ray
 def test_a_column_that_the_task_adds_and_the_input_has_is_an_error(desk: Desk) -> None:
     source = desk.write_rows({"text": ["a"], "error": ["mine"]})
     ended = desk.run(desk.job(source, GENERATE))

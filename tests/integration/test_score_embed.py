@@ -16,7 +16,7 @@ from integration.desk import Desk
 from integration.running import CANARY, output_table, run_report
 from integration.tiny_model import N_POSITIONS, TinyModel
 
-pytestmark = pytest.mark.timeout(600)
+pytestmark = [pytest.mark.timeout(600), pytest.mark.without_ray]
 
 CONFIGS = Path(__file__).parents[2] / "jobs" / "configs"
 TEXTS = [f"{CANARY} won the match.", "Shares fell 🙂\r\nas the market closed.", None, "", "~", "~" * 150, "A new chip"]
@@ -39,6 +39,7 @@ def logprob_sum(tiny: TinyModel, token_ids: list[int], first_scored: int) -> flo
     return sum(float(logprobs[place - 1, token_ids[place]]) for place in range(first_scored, len(token_ids)))
 
 
+@pytest.mark.on_ray
 def test_texts_are_scored_as_the_dense_model_does_row_by_row(desk: Desk, tiny: TinyModel) -> None:
     rows = rows_of(desk, {"kind": "score", "text": "{{ text }}"}, TEXTS, "alone")
     assert list(rows[0]) == ["id", "text", "question", "logprob_sum", "num_scored_tokens", "perplexity", "error"]
@@ -88,6 +89,7 @@ def hidden(tiny: TinyModel, token_ids: list[int], layer: int) -> torch.Tensor:
     return states
 
 
+@pytest.mark.on_ray
 def test_embeddings_are_those_of_the_dense_model_row_by_row(desk: Desk, tiny: TinyModel) -> None:
     rows = rows_of(desk, {"kind": "embed", "text": "{{ text }}", "truncate": "left"}, TEXTS, "embed")
     assert [row["error"] is None for row in rows] == [True, True, False, False, True, True, True]
