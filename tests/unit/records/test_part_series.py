@@ -101,6 +101,12 @@ def test_row_groups_have_the_rows_asked_for(tmp_path, unit_rows):
     assert pq.read_table(part).column("id").to_pylist() == list(range(sum(groups)))
 
 
+def test_many_tables_of_few_rows_do_not_fill_the_memory_by_their_number(tmp_path):
+    (part,) = write(tmp_path, PartForm(), *[pa.table({"id": [row]}) for row in range(10_000)])
+    groups = pq.ParquetFile(part).metadata
+    assert groups.num_rows == 10_000 and groups.num_row_groups > 1
+
+
 def test_json_lines_are_plain_or_compressed(tmp_path):
     form = PartForm(target_file_bytes=10**9, format="jsonl", compression="none")
     (part,) = write(tmp_path / "plain", form, numbered(0, 2))
