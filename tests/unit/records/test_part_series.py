@@ -102,7 +102,7 @@ def test_row_groups_have_the_rows_asked_for(tmp_path, unit_rows):
 
 
 def test_many_tables_of_few_rows_do_not_fill_the_memory_by_their_number(tmp_path):
-    (part,) = write(tmp_path, PartForm(), *[pa.table({"id": [row]}) for row in range(10_000)])
+    (part,) = write(tmp_path, PartForm(target_file_bytes=2**30), *[pa.table({"id": [row]}) for row in range(10_000)])
     groups = pq.ParquetFile(part).metadata
     assert groups.num_rows == 10_000 and groups.num_row_groups > 1
 
