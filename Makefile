@@ -17,6 +17,7 @@ test: .venv/dev
 	$(MAKE) .venv/unit
 	$(BIN)/python -m pytest tests/parity -q $(IN_TWO)
 	$(BIN)/python -m pytest tests/integration -q -m "not extended"
+	$(MAKE) test-vllm VLLM_TESTS="-m vllm_first"
 
 # The same, the longer tests (buckets, lost machines, every setting of every task), and those of vLLM's backend.
 test-all: test test-vllm

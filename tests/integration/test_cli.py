@@ -148,6 +148,7 @@ def broken(here: Path, tiny: TinyModel) -> TinyModel:
     return TinyModel(Path(shutil.copytree(tiny.folder, here / "broken")))
 
 
+@pytest.mark.extended
 def test_weights_that_were_cut_off_end_with_2_and_the_name_of_the_file(here: Path, broken: TinyModel) -> None:
     file = broken.folder / "model.safetensors"
     whole = file.read_bytes()

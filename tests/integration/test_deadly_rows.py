@@ -66,6 +66,7 @@ def test_a_row_that_kills_its_process_is_found_with_few_restarts(desk: Desk, exp
     )
 
 
+@pytest.mark.extended
 def test_a_row_that_hangs_is_found_and_named(desk: Desk, expected: list[dict[str, Any]]) -> None:
     errors = {"max_failed_rows": 0.5, "row_timeout_s": 2.0}
     ended = desk.run(job(desk, texts(NUM_ROWS, {5: HANG}), errors=errors))
@@ -81,6 +82,7 @@ def test_rows_too_large_for_the_memory_are_found_in_the_same_process(
     check_all_but(desk, ended, dict.fromkeys((0, 149), "the engine raised MemoryError"), expected)
 
 
+@pytest.mark.extended
 def test_an_engine_that_dies_of_a_row_is_started_anew(desk: Desk, expected: list[dict[str, Any]]) -> None:
     ended = desk.run(job(desk, texts(NUM_ROWS, {149: DEAD})))
     assert num_starts(desk) <= 1 + 5 + 2

@@ -17,6 +17,7 @@ pytestmark = [pytest.mark.timeout(900), pytest.mark.slow]
 NUM_ROWS = 320
 
 
+@pytest.mark.extended
 def test_an_input_that_is_written_again_while_it_is_read_is_not_published(desk: Desk) -> None:
     job = faulty_job(desk, texts(NUM_ROWS), faults={"request_s": 0.02})
     source = desk.folder / "output.parquet"

@@ -138,6 +138,7 @@ def slow_model(desk: Desk) -> Path:
     return model
 
 
+@pytest.mark.extended
 def test_a_killed_run_is_gone_on_with_and_readers_see_nothing_of_it_before(desk: Desk, slow_model: Path) -> None:
     write(desk, "a.parquet", 0, 20)
     job, output = nightly(desk, model={"path": str(slow_model)}), desk.output("partition")

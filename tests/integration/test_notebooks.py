@@ -42,7 +42,11 @@ def test_there_are_two() -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("where", [pytest.param("beside the repository", marks=pytest.mark.extended), "anywhere"])
-@pytest.mark.parametrize("notebook", NOTEBOOKS, ids=lambda notebook: notebook.stem)
+@pytest.mark.parametrize(
+    "notebook",
+    [pytest.param(each, marks=[pytest.mark.extended] * (each != NOTEBOOKS[0])) for each in NOTEBOOKS],
+    ids=lambda notebook: notebook.stem,
+)
 def test_a_notebook_runs_to_its_end_and_shows_what_is_stored(notebook: Path, where: str, tmp_path: Path) -> None:
     folder = tmp_path if where == "anywhere" else FOLDER
     done = executed(notebook, folder, environment(tmp_path, PYTHONPATH=str(ROOT)))

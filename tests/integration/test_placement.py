@@ -70,6 +70,7 @@ def test_a_job_starts_a_replica_on_every_gpu(records: Path, tiny: TinyModel) -> 
     assert len(replicas) == NUM_GPUS
 
 
+@pytest.mark.extended
 def test_a_job_starts_no_more_replicas_than_it_may(records: Path, tiny: TinyModel) -> None:
     ended, _, replicas = run_job(records, tiny, max=2)
     assert ended.code == 0, ended.stderr

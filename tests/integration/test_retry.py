@@ -105,6 +105,7 @@ def test_failed_rows_are_done_again_in_place(failed: Desk, trouble: Path, expect
     assert "Nothing to do" in failed.run(failed.folder / "output.yaml").stderr
 
 
+@pytest.mark.extended
 def test_rows_that_fail_again_keep_an_error_and_the_exit_code(failed: Desk) -> None:
     before = output_table(failed.output()).to_pylist()
     ended = retry(failed.output())
@@ -150,6 +151,7 @@ def lines(output: Path) -> list[dict[str, Any]]:
     return sorted(rows, key=lambda row: int(row["id"]))
 
 
+@pytest.mark.extended
 def test_lines_in_partitions_are_done_again_from_the_input(
     failed: Desk, trouble: Path, expected: list[dict[str, Any]]
 ) -> None:

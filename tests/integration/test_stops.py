@@ -90,6 +90,7 @@ def test_a_run_that_slept_while_another_took_over_writes_nothing_any_more(
     assert output_table(desk.output()).to_pylist() == expected
 
 
+@pytest.mark.extended
 def test_at_its_deadline_a_run_stops_with_75_and_a_rerun_goes_on(desk: Desk, expected: list[dict[str, object]]) -> None:
     job = slow_job(desk)
     stopped = desk.run(job, "--deadline", "6s")

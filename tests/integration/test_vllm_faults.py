@@ -73,7 +73,6 @@ def test_a_short_call_is_done_before_a_long_one_that_came_first(folder: Path) ->
     assert order == ["short", "long"]
 
 
-@pytest.mark.vllm_first
 def test_killing_the_engines_process_in_the_middle_fails_every_call(folder: Path) -> None:
     with running("vllm", folder) as backend, ThreadPoolExecutor(2) as threads:
         before = backend.num_steps  # type: ignore[attr-defined]

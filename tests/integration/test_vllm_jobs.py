@@ -100,8 +100,7 @@ def _same_leaf(one: Any, other: Any) -> bool:
     return bool(one == other)
 
 
-FIRST = ("generate", "classify by head")  # of an engine that generates, and of one that pools
-CASES = [pytest.param(name, marks=[pytest.mark.vllm_first] * (name in FIRST)) for name in TASKS]
+CASES = [pytest.param(name, marks=[pytest.mark.vllm_first] * (name == "generate")) for name in TASKS]
 
 
 @pytest.mark.parametrize("name", CASES)

@@ -63,7 +63,6 @@ def requests(tokenizer: Tokenizer, constraint: Constraint, num_tokens: int = 40)
     ]
 
 
-@pytest.mark.vllm_first
 @pytest.mark.parametrize("name", ["choices", "regex", "endless", "schema"])
 def test_texts_and_reasons_are_the_native_ones(
     backends: tuple[Backend, Backend], tokenizer: Tokenizer, name: str
