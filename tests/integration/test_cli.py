@@ -2,6 +2,7 @@
 
 import json
 import os
+import random
 import shutil
 import signal
 import subprocess
@@ -28,6 +29,7 @@ from integration.running import (
     write_job,
 )
 from integration.tiny_model import TinyModel
+from jobs.soak import kill_one
 
 pytestmark = pytest.mark.timeout(900)
 
@@ -96,6 +98,16 @@ def test_a_run_on_a_ray_of_its_own_ends_with_0_and_leaves_nothing_but_its_output
     assert not (here / "home" / ".ray").exists()
     assert len(children) > 3
     assert_gone(children)
+
+
+def test_a_worker_that_is_killed_as_it_starts_holds_nobody_up(here: Path, tiny: TinyModel) -> None:
+    process = start(here, job(here, tiny, backend={"kind": "fake"}))
+    while not kill_one(process.pid, "worker", random.Random(0)):
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.01)
+    ended = outcome(process, timeout_s=120)
+    assert ended.code == 0, ended.stderr
+    assert output_table(here / "output").column("id").to_pylist() == list(range(100))
 
 
 def assert_gone(processes: set[psutil.Process]) -> None:
