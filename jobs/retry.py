@@ -47,8 +47,9 @@ def retry(
         finished = Finished.read(output, overrides)
         finished.check_retryable()
         with _held(finished.job.output.path) as check:
+            finished = Finished.read(output, overrides)  # again, as nobody changes it from here on
             report = _read_report(finished.job)
-            folder, added = RetryFolder(finished.job.output.path), finished.added_columns()
+            folder = RetryFolder(finished.job.output.path)
             if not folder.is_open and not finished.take_out(folder):
                 print(f"Nothing to do: no row of {finished.job.output.path} failed.", file=sys.stderr)
                 report = _counted_again(finished, report)
@@ -58,7 +59,7 @@ def retry(
                 print(f"doing {folder.num_rows:,} failed rows of {finished.job.output.path} again", file=sys.stderr)
                 done = complete(run, address, limits)
                 check()
-                folder.put_back(added, finished.job.output.form, check)
+                folder.put_back(finished.added_columns(), finished.job.output.form, check)
                 report = _counted_again(finished, report, done)
                 folder.remove()
             _tell_dataset(finished.job.output.path)

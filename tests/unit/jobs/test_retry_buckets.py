@@ -223,6 +223,15 @@ def test_an_overwriting_that_was_cut_off_is_finished_before(
     assert not errors(OUT) and set(texts(OUT).values()) == {1}
 
 
+def test_an_output_right_below_the_bucket_is_done_again_and_verified(
+    tmp_path: Path, model_folder: Path, failed: Job, trouble: Trouble
+) -> None:
+    trouble.is_there = True
+    assert run_job(made(tmp_path, model_folder, "s3://again/flat")) == 3
+    trouble.is_there = False
+    assert retry("s3://again/flat") == 0 and main(["verify", "s3://again/flat"]) == 0
+
+
 @pytest.mark.parametrize("name", ["team/out/nights", pytest.param("nights", marks=pytest.mark.extended)])
 def test_a_run_of_a_dataset_is_done_again_and_the_dataset_says_so(
     tmp_path: Path, model_folder: Path, spine: Spine, bucket: MemoryBucket, trouble: Trouble, name: str
