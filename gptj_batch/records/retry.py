@@ -115,7 +115,7 @@ class RetryFolder:
                 with open_parquet_part(part) as file:
                     failed = [
                         _failed_rows(table, name, start, added, error_column, keys, first_row)
-                        for table, start in parquet_tables(file, part)
+                        for table, start in parquet_tables(file, part, values_in=error_column)
                     ]
                 if failed and (table := pa.concat_tables(failed)).num_rows:
                     yield table

@@ -127,17 +127,34 @@ def open_parquet_part(part: PurePath) -> pq.ParquetFile:
 
 
 def parquet_tables(
-    file: pq.ParquetFile, part: PurePath, columns: Sequence[str] | None = None
+    file: pq.ParquetFile, part: PurePath, columns: Sequence[str] | None = None, values_in: str | None = None
 ) -> Iterator[tuple[pa.Table, int]]:
-    """Yield every row group of an open part, and the place of its first row in the part. Raises OutputError."""
+    """Yield every row group of an open part, and the place of its first row in the part.
+
+    values_in: a column; groups of which the footer says that all of it is null are left out, and not read
+
+    Raises OutputError.
+    """
     start = 0
     for number in range(file.num_row_groups):
+        group = file.metadata.row_group(number)
+        if values_in is not None and _is_null(group, values_in):
+            start += group.num_rows
+            continue
         try:
             table = file.read_row_group(number, columns=columns, use_threads=False)
         except (OSError, pa.ArrowException) as error:
             raise unreadable(part, error) from error
         yield table, start
         start += table.num_rows
+
+
+def _is_null(group: pq.RowGroupMetaData, name: str) -> bool:
+    columns = [group.column(place) for place in range(group.num_columns)]
+    found = [column.statistics for column in columns if column.path_in_schema == name]
+    return bool(found) and all(
+        each is not None and each.has_null_count and each.null_count == group.num_rows for each in found
+    )
 
 
 def unreadable(part: PurePath, error: Exception) -> OutputError:

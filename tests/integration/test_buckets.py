@@ -126,7 +126,7 @@ def test_failed_rows_are_done_again_though_the_retry_is_killed_and_refused(
 ) -> None:
     target, folder, trouble = "s3://jobs/again", OutputFolder.at("s3://jobs/again"), tmp_path / "trouble"
     failing = [f"model.path={_model_with(trouble, tmp_path)}", "input.path=s3://jobs/again-input"]
-    arguments = work.run_arguments(*failing, "errors.max_deadly_rows=10", target=target)
+    arguments = work.run_arguments(*failing, target=target)
     trouble.touch()
     ended = work.command(*arguments)
     assert ended.code == 3, ended.stderr
