@@ -10,7 +10,7 @@ from gptj_batch.errors import OutputError, shorten
 from gptj_batch.records.output import OutputFolder
 from gptj_batch.records.part_reader import count_rows
 from gptj_batch.records.progress import differences
-from pipelines.ledger import is_incremental, read_ledger
+from pipelines.ledger import dataset_of, read_ledger
 from pipelines.prepare import Run, prepare
 from pipelines.report import count_errors, read_report
 from pipelines.retry import Finished
@@ -79,11 +79,9 @@ def _recount(output: str) -> Recount:
 
 def _replaced_parts(root: PurePath) -> dict[str, str]:
     """Return the parts of an incremental run whose input files a later run did again, and the time of that run."""
-    if not is_incremental(root.parent):
+    if (dataset := dataset_of(root)) is None:
         return {}
-    replaced = [
-        (part, entry.run) for entry in read_ledger(root.parent).entries for f in entry.replaced for part in f.parts
-    ]
+    replaced = [(part, entry.run) for entry in read_ledger(dataset).entries for f in entry.replaced for part in f.parts]
     return {part.removeprefix(f"{root.name}/"): run for part, run in replaced if part.startswith(f"{root.name}/")}
 
 

@@ -4,22 +4,22 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
-from pathlib import Path
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from gptj_batch.errors import OutputError
+from gptj_batch.records.beside import recover
 from gptj_batch.records.lease import take_lease
-from gptj_batch.records.output import OutputFolder
+from gptj_batch.records.output import OutputFolder, not_written
 from gptj_batch.records.part_reader import count_rows
 from gptj_batch.records.retry import RetryFolder
 from gptj_batch.records.rewrite import unreadable
+from gptj_batch.records.store import BucketPath
 from jobs.failures import stop_on_signals
 from jobs.limits import TimeLimits
 from jobs.run import complete
 from pipelines.config import Job
-from pipelines.ledger import is_incremental, read_ledger
+from pipelines.ledger import dataset_of, read_ledger, real_root
 from pipelines.prepare import prepare
 from pipelines.report import MAX_REASONS, Report, count_errors_of_parts, read_report, write_report_of
 from pipelines.report_page import write_page
@@ -42,23 +42,24 @@ def retry(
 
     Raises GPTJBatchError, or Stopped at a signal or a limit; the same command then goes on. The output stays whole.
     """
-    with stop_on_signals():
+    with stop_on_signals(), _answers_of(output):
+        _settle(output)
         finished = Finished.read(output, overrides)
         finished.check_retryable()
         with _held(finished.job.output.path) as check:
+            finished = Finished.read(output, overrides)  # again, as nobody changes it from here on
             report = _read_report(finished.job)
-            folder, added = RetryFolder(finished.job.output.path), finished.added_columns()
+            folder = RetryFolder(finished.job.output.path)
             if not folder.is_open and not finished.take_out(folder):
                 print(f"Nothing to do: no row of {finished.job.output.path} failed.", file=sys.stderr)
                 report = _counted_again(finished, report)
             else:
-                num_rows = sum(pq.read_metadata(file).num_rows for file in folder.rows.iterdir())
-                run = prepare(finished.retry_job(num_rows))
+                run = prepare(finished.retry_job(folder.num_rows))
                 finished.check_same(run)
-                print(f"doing {num_rows:,} failed rows of {finished.job.output.path} again", file=sys.stderr)
+                print(f"doing {folder.num_rows:,} failed rows of {finished.job.output.path} again", file=sys.stderr)
                 done = complete(run, address, limits)
                 check()
-                folder.put_back(added, finished.job.output.form, check)
+                folder.put_back(finished.added_columns(), finished.job.output.form, check)
                 report = _counted_again(finished, report, done)
                 folder.remove()
             _tell_dataset(finished.job.output.path)
@@ -68,14 +69,32 @@ def retry(
 
 
 @contextmanager
+def _answers_of(output: str) -> Iterator[None]:
+    """Let what a bucket says when it does not answer, or refuses, be an OutputError with the next step."""
+    try:
+        yield
+    except OSError as error:
+        root = OutputFolder.at(output).root
+        if not isinstance(root, BucketPath) or root.bucket not in str(error):
+            raise
+        raise not_written(root, error) from error
+
+
+def _settle(output: str) -> None:
+    """Finish an overwriting in a bucket that was cut off: which rows failed is not known before."""
+    if OutputFolder.at(output).in_bucket:
+        recover(output)
+
+
+@contextmanager
 def _held(output: str) -> Iterator[Callable[[], None]]:
     """Hold the output, and the dataset that it is a run of: the next run of that may take parts away.
 
     Yields what raises OutputInUseError once one of them is another's. Raises OutputInUseError where one is.
     """
-    dataset = Path(output).resolve().parent
     with ExitStack() as held:
-        outputs = [*([str(dataset)] if is_incremental(dataset) else []), output]
+        dataset = dataset_of(output)
+        outputs = [*([] if dataset is None else [str(dataset)]), output]
         leases = [held.enter_context(take_lease(each)) for each in outputs]
 
         def check() -> None:
@@ -87,11 +106,12 @@ def _held(output: str) -> Iterator[Callable[[], None]]:
 
 def _tell_dataset(output: str) -> None:
     """Let the report of the dataset be the one that the retry wrote, if the output is its last run with rows."""
-    run, dataset = Path(output).resolve(), Path(output).resolve().parent
-    if is_incremental(dataset):
-        entries = [entry for entry in read_ledger(dataset).entries if entry.rows]
-        if entries and run == Path(final_folder(str(dataset), entries[-1].run, entries[-1].layout)):
-            show(OutputFolder.at(dataset), OutputFolder.at(run))
+    if (dataset := dataset_of(output)) is None:
+        return
+    entries = [entry for entry in read_ledger(dataset).entries if entry.rows]
+    run = real_root(output)
+    if entries and str(run) == final_folder(str(dataset), entries[-1].run, entries[-1].layout):
+        show(OutputFolder.at(dataset), OutputFolder.at(run))
 
 
 def _read_report(job: Job) -> Report:
@@ -127,7 +147,7 @@ def _counted_again(finished: Finished, before: Report, retried: Report | None = 
 def _num_rows(job: Job) -> int:
     """Return the rows of the parts that are there. Raises OutputError."""
     num_rows = 0
-    for part in map(Path, OutputFolder.at(job.output.path).parts()):
+    for part in OutputFolder.at(job.output.path).parts():
         try:
             num_rows += count_rows(part, job.output.form.ending)
         except (OSError, pa.ArrowException) as error:

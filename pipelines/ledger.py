@@ -16,6 +16,7 @@ from typing import Any, Literal, Self
 
 from gptj_batch.errors import OutputError, OutputInUseError, shorten
 from gptj_batch.records.output import OutputFolder, not_written
+from gptj_batch.records.store import BucketPath
 
 Rescore = Literal["all", "new"]
 _ENTRY = re.compile(r"\d{8,}\.json")
@@ -129,6 +130,24 @@ def is_incremental(output: str | PurePath) -> bool:
     """Tell whether incremental runs keep an output. Raises OSError for a bucket that does not say."""
     folder = OutputFolder.at(output)
     return any(folder.store.is_folder(folder.private / name) for name in (_FOLDER, _RUNS))
+
+
+def dataset_of(output: str | PurePath) -> PurePath | None:
+    """Return the incremental output of which an output is a run; None where it is none. Raises OSError for a bucket.
+
+    What lies above an output in a bucket is asked only where its name is a run's: it may be forbidden to look there.
+    """
+    root = real_root(output)
+    above = root.parent
+    if isinstance(above, BucketPath) and not (above.key and root.name.startswith("run=")):
+        return None
+    return above if is_incremental(above) else None
+
+
+def real_root(output: str | PurePath) -> PurePath:
+    """Return where an output lies, links followed."""
+    root = OutputFolder.at(output).root
+    return root if isinstance(root, BucketPath) else Path(root).resolve()
 
 
 def runs_folder(output: str | PurePath) -> PurePath:

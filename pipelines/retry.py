@@ -86,15 +86,7 @@ class Finished:
         return keys
 
     def check_retryable(self) -> None:
-        """Raise ConfigError for an output in a bucket, and for partitions by what the task added.
-
-        A row of such a partition that is done would move to another folder.
-        """
-        if OutputFolder.at(self.job.output.path).in_bucket:
-            raise ConfigError(
-                f"retry: {self.job.output.path} is in a bucket, where failed rows are not done again in place in this "
-                "version; run the job anew with output.on_exists=overwrite"
-            )
+        """Raise ConfigError for partitions by what the task added: a row that is done would move to another folder."""
         if moving := [name for name in self.job.output.partition_by if name in self.added_columns()]:
             raise ConfigError(
                 f"retry: output.partition_by has {name_list(moving)}, which the task adds, so that rows which are done "

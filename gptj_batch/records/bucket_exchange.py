@@ -5,7 +5,7 @@ The new output is made in `_gptj_batch/next/`, where no reader looks. Its parts 
     1. parts           copied within the service beside the old ones
     2. _SUCCESS        replaced by one PUT: the moment that counts; it names the new parts, as it named the old ones
     3. plan and report copied
-    4. the old parts, and `next/`, away
+    4. the old parts, a retry of them that was cut off, and `next/`, away
 Who reads the parts that `_SUCCESS` names sees the old output or the new one. Who lists the folder sees rows of both
 between 1 and 4.
 """
@@ -55,6 +55,7 @@ def settle(output: str | PurePath) -> None:
         if is_changed:
             for name in store.walk(new.private, lambda _: False)[0][1]:
                 store.copy(new.private / name, folder.private / name)
+            store.remove(folder.retry)  # of rows of the old output
         if (promised := _read(folder.success)) is not None:
             named = json.loads(promised)["parts"]
             for part in folder.parts():

@@ -60,6 +60,11 @@ class OutputFolder:
         return self.private / "staging"
 
     @property
+    def retry(self) -> PurePath:
+        """Return the folder of a retry that goes on or was cut off, see `records.retry`."""
+        return self.private / "retry"
+
+    @property
     def plan(self) -> PurePath:
         """Return the file that says which configuration made this output."""
         return self.private / "plan.json"

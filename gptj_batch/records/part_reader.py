@@ -17,9 +17,9 @@ _CODECS = {".gz": "gzip", ".zst": "zstd"}
 def count_rows(path: PurePath, ending: str) -> int:
     """Return how many rows a part has, from its footer or by its lines. Raises OSError or ArrowException."""
     if ending == ".parquet":
-        return int(pq.read_metadata(_source(path)).num_rows)
+        return int(pq.read_metadata(source_of(path)).num_rows)
     if ending == ".arrow":
-        with _arrow_source(path) as source, pa.ipc.open_file(source) as file:
+        with arrow_source(path) as source, pa.ipc.open_file(source) as file:
             return sum(file.get_batch(i).num_rows for i in range(file.num_record_batches))
     return sum(1 for _ in lines_of(path, ending))
 
@@ -34,9 +34,9 @@ def read_column(folder: OutputFolder, part: PurePath, name: str) -> pa.ChunkedAr
     if in_path:
         return pa.chunked_array([pa.repeat(pa.scalar(value, pa.string()), count_rows(part, ending))])
     if ending == ".parquet":
-        return pq.read_table(_source(part), columns=[name], partitioning=None).column(name)
+        return pq.read_table(source_of(part), columns=[name], partitioning=None).column(name)
     if ending == ".arrow":
-        with _arrow_source(part) as source, pa.ipc.open_file(source) as file:
+        with arrow_source(part) as source, pa.ipc.open_file(source) as file:
             index = file.schema.get_field_index(name)
             batches = (file.get_batch(i) for i in range(file.num_record_batches))
             return pa.chunked_array([batch.column(index) for batch in batches], file.schema.field(index).type)
@@ -44,12 +44,14 @@ def read_column(folder: OutputFolder, part: PurePath, name: str) -> pa.ChunkedAr
     return pa.chunked_array([pa.array([_flat(value) for value in values])])
 
 
-def _source(path: PurePath) -> Any:
+def source_of(path: PurePath) -> Any:
+    """Return what pyarrow reads a part from. Raises OSError."""
     return store_of(path).source(path)
 
 
-def _arrow_source(path: PurePath) -> Any:
-    source = _source(path)
+def arrow_source(path: PurePath) -> Any:
+    """Return what pyarrow reads an Arrow file from, to be used in a `with` statement. Raises OSError."""
+    source = source_of(path)
     return pa.memory_map(source) if isinstance(source, str) else pa.PythonFile(source, mode="r")
 
 
@@ -60,7 +62,7 @@ def _flat(value: Any) -> Any:
 def lines_of(path: PurePath, ending: str) -> Iterator[bytes]:
     """Yield the lines of a part of JSON lines, without their ends."""
     codec = _CODECS.get(ending.removeprefix(".jsonl"))
-    with pa.input_stream(_source(path), compression=codec) as stream:
+    with pa.input_stream(source_of(path), compression=codec) as stream:
         rest = b""
         while block := stream.read(2**20):
             *lines, rest = (rest + block).split(b"\n")

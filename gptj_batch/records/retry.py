@@ -2,17 +2,18 @@
 
 `_gptj_batch/retry/` holds, until a retry is over, the folder `rows` with what is to be done and the folder `output` of
 an ordinary run over it. Every step can be the last of a process and is done again by the next:
-    1. rows            written beside, and moved there as one folder
+    1. rows            written, and then `begun.json`, which says that they are all there
     2. output          a run of its own, which resumes
-    3. parts           each is written beside and renamed; doing it again writes the same
-    4. the report, and the folder away
+    3. parts           each is written elsewhere and stored whole, under its name; doing it again writes the same
+    4. the report
+    5. `begun.json` away, and then the folder
 """
 
-import shutil
+import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
 from itertools import pairwise
-from pathlib import Path
-from uuid import uuid4
+from pathlib import PurePath
 
 import numpy as np
 import pyarrow as pa
@@ -22,7 +23,7 @@ import pyarrow.parquet as pq
 from gptj_batch.records.output import OutputFolder, not_written
 from gptj_batch.records.part_form import PartForm
 from gptj_batch.records.publish import published_parts
-from gptj_batch.records.rewrite import open_parquet_part, parquet_tables, rewrite_part
+from gptj_batch.records.rewrite import open_parquet_part, parquet_tables, rewrite_part, unreadable
 
 # Where a row stands in the output, and what it was called when it was done first.
 PART, ROW, KEY = "gptj_batch_retry_part", "gptj_batch_retry_row", "gptj_batch_retry_key"
@@ -34,41 +35,50 @@ Keys = Callable[[pa.Table, int], pa.Array]
 class RetryFolder:
     """The folder of an output's retry."""
 
-    def __init__(self, output: str | Path) -> None:
+    def __init__(self, output: str | PurePath) -> None:
         self._folder = OutputFolder.at(output)
-        self._root = Path(self._folder.private) / "retry"  # of an output in a bucket, nothing is done again
+        self._store, self._root = self._folder.store, self._folder.retry
 
     @property
-    def rows(self) -> Path:
+    def rows(self) -> PurePath:
         """Return the folder of the rows that are to be done again."""
         return self._root / "rows"
 
     @property
-    def output(self) -> Path:
+    def output(self) -> PurePath:
         """Return the output of the run that does them."""
         return self._root / "output"
 
     @property
-    def is_open(self) -> bool:
-        """Say whether a retry was begun and has not ended."""
-        return self.rows.is_dir()
+    def _begun(self) -> PurePath:
+        return self._root / "begun.json"
 
-    def remove(self) -> None:
-        """Remove everything of it, the rows first and all at once: without them, it has not begun.
+    @property
+    def num_rows(self) -> int:
+        """Return how many rows a retry that was begun and has not ended does; 0 where there is none.
 
         Raises OutputError.
         """
         try:
-            self.rows.replace(self._staged())
-        except FileNotFoundError:
-            pass
+            return int(json.loads(self._store.read(self._begun))["rows"])
+        except (FileNotFoundError, NotADirectoryError, ValueError, KeyError, TypeError):
+            return 0
         except OSError as error:
-            raise not_written(self.rows, error) from error
-        shutil.rmtree(self._root, ignore_errors=True)
+            raise unreadable(self._begun, error) from error
 
-    def _staged(self) -> Path:
-        """Return a name for rows that are not all there; what has it is removed before the next retry begins."""
-        return self._root / f"rows-{uuid4().hex}"
+    @property
+    def is_open(self) -> bool:
+        """Say whether a retry was begun and has not ended. Raises OutputError."""
+        return self.num_rows > 0
+
+    def remove(self) -> None:
+        """Remove everything of it, first what says that it has begun. Raises OutputError."""
+        try:
+            self._store.remove_files([self._begun])
+        except OSError as error:
+            raise not_written(self._begun, error) from error
+        with suppress(OSError):  # the next retry removes it before it begins
+            self._store.remove(self._root)
 
     def take_out(self, added: Sequence[str], error_column: str, keys: Keys) -> int:
         """Write the failed rows of Parquet parts, with the columns that they came with; return how many they are.
@@ -82,30 +92,30 @@ class RetryFolder:
 
         Raises OutputError; the retry has begun when, and only when, all are written.
         """
-        staged = self._staged()
         num_rows = 0
-        shutil.rmtree(self._root, ignore_errors=True)  # what an earlier retry could not remove
         try:
-            staged.mkdir(parents=True)
-            for number, table in enumerate(tables):
-                num_rows += table.num_rows
-                pq.write_table(table, staged / f"rows-{number:08d}.parquet", compression="zstd")
-            if num_rows:
-                staged.replace(self.rows)
-        except (OSError, pa.ArrowException) as error:
-            raise not_written(self.rows, error) from error
-        finally:
-            shutil.rmtree(staged, ignore_errors=True)
+            self._store.remove(self._root)  # what an earlier retry has left; a bucket that refuses that says so now
+        except FileNotFoundError:
+            pass
+        except OSError as error:
+            raise not_written(self._root, error) from error
+        for number, table in enumerate(tables):
+            num_rows += table.num_rows
+            with self._folder.whole_file(self.rows / f"rows-{number:08d}.parquet") as staged:
+                pq.write_table(table, staged, compression="zstd")
+        if num_rows:
+            with self._folder.whole_file(self._begun) as staged:
+                staged.write_text(json.dumps({"rows": num_rows}) + "\n", encoding="utf-8")
         return num_rows
 
     def _failed(self, added: Sequence[str], error_column: str, keys: Keys) -> Iterator[pa.Table]:
         first_row = 0  # counted over all parts that there were: the names of rows follow from it
         for name, num_rows in published_parts(self._folder.root).items():
-            if (part := Path(self._folder.root) / name).exists():
+            if self._has(part := self._folder.root / name):
                 with open_parquet_part(part) as file:
                     failed = [
                         _failed_rows(table, name, start, added, error_column, keys, first_row)
-                        for table, start in parquet_tables(file, part)
+                        for table, start in parquet_tables(file, part, values_in=error_column)
                     ]
                 if failed and (table := pa.concat_tables(failed)).num_rows:
                     yield table
@@ -114,20 +124,26 @@ class RetryFolder:
     def put_back(self, added: Sequence[str], form: PartForm, check: Callable[[], None]) -> None:
         """Put what became of the rows into their parts, part by part; into none that is gone, as a later run's doing.
 
-        form: the parts'    check: is called before each part, and raises where the output is not ours any more
+        form: the parts'    check: is called before and after each is written, raises where the output is another's now
 
         Raises OutputError.
         """
         for name, done in self._done([ROW, *added]):
             check()
-            if (part := Path(self._folder.root) / name).exists():
-                rewrite_part(self._folder, part, done.column(ROW).to_numpy(), done, added, form)
+            if self._has(part := self._folder.root / name):
+                rewrite_part(self._folder, part, done.column(ROW).to_numpy(), done, added, form, check)
+
+    def _has(self, part: PurePath) -> bool:
+        try:
+            return self._store.exists(part)
+        except OSError as error:
+            raise unreadable(part, error) from error
 
     def _done(self, columns: Sequence[str]) -> Iterator[tuple[str, pa.Table]]:
         """Yield the name of every part that has retried rows, with these rows, in their order."""
         waiting: list[pa.Table] = []
         name = ""
-        for file in map(Path, OutputFolder.at(self.output).parts()):
+        for file in OutputFolder.at(self.output).parts():
             with open_parquet_part(file) as opened:
                 for table, _ in parquet_tables(opened, file, [PART, *columns]):
                     for run in _runs_of_equals(table.column(PART)):

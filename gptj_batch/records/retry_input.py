@@ -6,7 +6,7 @@ is, follows from how the output was made: parts hold the input's rows in order, 
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import PurePath
 
 import numpy as np
 import pyarrow as pa
@@ -41,7 +41,7 @@ class _Address:
 
 
 def failed_rows_of_input(
-    output: str | Path,
+    output: str | PurePath,
     plan: UnitPlan,
     columns: Sequence[str] | None,
     partition_by: Sequence[str],
@@ -80,11 +80,12 @@ def _failed(folder: OutputFolder, parts: Mapping[str, int], error_column: str) -
     found: dict[int, tuple[str, int]] = {}
     first_row = 0
     for name, num_rows in parts.items():
-        if (part := Path(folder.root) / name).exists():
-            try:
-                errors = read_column(folder, part, error_column)
-            except (OSError, pa.ArrowException, KeyError, ValueError) as error:
-                raise unreadable(part, error) from error
+        part = folder.root / name
+        try:
+            errors = read_column(folder, part, error_column) if folder.store.exists(part) else None
+        except (OSError, pa.ArrowException, KeyError, ValueError) as error:
+            raise unreadable(part, error) from error
+        if errors is not None:
             places = np.flatnonzero(pc.is_valid(errors).to_numpy())
             found |= {first_row + int(place): (name, int(place)) for place in places}
         first_row += num_rows

@@ -1,8 +1,9 @@
 """Rewriting a part: the columns that a task added are replaced in some rows, and all else stays as it is."""
 
-from collections.abc import Iterator, Sequence
+import errno
+from collections.abc import Callable, Iterator, Sequence
 from json import JSONEncoder
-from pathlib import Path
+from pathlib import Path, PurePath
 
 import numpy as np
 import pyarrow as pa
@@ -13,8 +14,9 @@ from gptj_batch.errors import OutputError, shorten
 from gptj_batch.records.json_rows import json_lines
 from gptj_batch.records.output import OutputFolder
 from gptj_batch.records.part_form import PartForm
-from gptj_batch.records.part_reader import count_rows, lines_of
+from gptj_batch.records.part_reader import arrow_source, count_rows, lines_of, source_of
 from gptj_batch.records.part_writer import check_part, close_quietly, open_part
+from gptj_batch.records.store import BucketPath
 from gptj_batch.records.write import row_groups
 
 Places = NDArray[np.int64]
@@ -22,11 +24,19 @@ _quoted = JSONEncoder(ensure_ascii=False).encode
 
 
 def rewrite_part(
-    folder: OutputFolder, part: Path, places: Places, done: pa.Table, added: Sequence[str], form: PartForm
+    folder: OutputFolder,
+    part: PurePath,
+    places: Places,
+    done: pa.Table,
+    added: Sequence[str],
+    form: PartForm,
+    check: Callable[[], None],
 ) -> None:
     """Write a part anew, with the columns `added` of `done` in the rows `places`, ascending.
 
-    It appears whole; doing it again gives the same. Raises OutputError.
+    check: is called when it is written, before it is stored: a large part takes its time until then
+
+    It appears whole; doing it again gives the same. Raises OutputError, and what `check` raises.
     """
     try:
         num_rows = count_rows(part, form.ending)
@@ -38,10 +48,11 @@ def rewrite_part(
         else:
             _rewrite_tables(part, staged, places, done, added, form)
         check_part(staged, part, form, num_rows)
+        check()
 
 
 def _rewrite_tables(
-    part: Path, staged: Path, places: Places, done: pa.Table, added: Sequence[str], form: PartForm
+    part: PurePath, staged: Path, places: Places, done: pa.Table, added: Sequence[str], form: PartForm
 ) -> None:
     schema, tables = _tables(part, form)
     writer = open_part(staged, schema, form)
@@ -57,12 +68,12 @@ def _rewrite_tables(
         close_quietly(writer)
 
 
-def _tables(part: Path, form: PartForm) -> tuple[pa.Schema, Iterator[tuple[pa.Table, int]]]:
+def _tables(part: PurePath, form: PartForm) -> tuple[pa.Schema, Iterator[tuple[pa.Table, int]]]:
     if form.format == "parquet":
         file = open_parquet_part(part)
         return file.schema_arrow, parquet_tables(file, part)
     try:
-        reader = pa.ipc.open_file(pa.memory_map(str(part)))
+        reader = pa.ipc.open_file(arrow_source(part))
     except (OSError, pa.ArrowException) as error:
         raise unreadable(part, error) from error
     return reader.schema, _batches(reader)
@@ -89,7 +100,7 @@ def _replaced(table: pa.Table, places: Places, done: pa.Table, added: Sequence[s
 
 
 def _rewrite_lines(
-    part: Path, staged: Path, places: Places, done: pa.Table, added: Sequence[str], form: PartForm
+    part: PurePath, staged: Path, places: Places, done: pa.Table, added: Sequence[str], form: PartForm
 ) -> None:
     """Replace the ends of lines: what a task added stands behind the input's columns, all null but the error.
 
@@ -107,20 +118,29 @@ def _rewrite_lines(
         sink.close()
 
 
-def open_parquet_part(part: Path) -> pq.ParquetFile:
+def open_parquet_part(part: PurePath) -> pq.ParquetFile:
     """Open a part. Raises OutputError."""
     try:
-        return pq.ParquetFile(part, pre_buffer=False, page_checksum_verification=True)
+        return pq.ParquetFile(source_of(part), pre_buffer=False, page_checksum_verification=True)
     except (OSError, pa.ArrowException) as error:
         raise unreadable(part, error) from error
 
 
 def parquet_tables(
-    file: pq.ParquetFile, part: Path, columns: Sequence[str] | None = None
+    file: pq.ParquetFile, part: PurePath, columns: Sequence[str] | None = None, values_in: str | None = None
 ) -> Iterator[tuple[pa.Table, int]]:
-    """Yield every row group of an open part, and the place of its first row in the part. Raises OutputError."""
+    """Yield every row group of an open part, and the place of its first row in the part.
+
+    values_in: a column; groups of which the footer says that all of it is null are left out, and not read
+
+    Raises OutputError.
+    """
     start = 0
     for number in range(file.num_row_groups):
+        group = file.metadata.row_group(number)
+        if values_in is not None and _is_null(group, values_in):
+            start += group.num_rows
+            continue
         try:
             table = file.read_row_group(number, columns=columns, use_threads=False)
         except (OSError, pa.ArrowException) as error:
@@ -129,9 +149,19 @@ def parquet_tables(
         start += table.num_rows
 
 
-def unreadable(part: Path, error: Exception) -> OutputError:
-    """Return the error for a part that is damaged."""
+def _is_null(group: pq.RowGroupMetaData, name: str) -> bool:
+    columns = [group.column(place) for place in range(group.num_columns)]
+    found = [column.statistics for column in columns if column.path_in_schema == name]
+    return bool(found) and all(
+        each is not None and each.has_null_count and each.null_count == group.num_rows for each in found
+    )
+
+
+def unreadable(part: PurePath, error: Exception) -> OutputError:
+    """Return the error for a part that is damaged, or that a bucket does not give out now."""
     reason = shorten(" ".join(str(error).split()), 200)
+    if isinstance(part, BucketPath) and isinstance(error, OSError) and error.errno in (errno.EIO, errno.EACCES):
+        return OutputError(f"output.path: {part} cannot be read: {reason}. Run the same command again when it can be")
     return OutputError(
         f"output.path: {part} cannot be read: {reason}. Nothing was changed; run the job anew with "
         "output.on_exists=overwrite"

@@ -1,6 +1,8 @@
 """Jobs from bucket to bucket, on an S3 endpoint of this machine: whole runs as users start them."""
 
+import json
 import os
+import shutil
 import signal
 import subprocess
 import time
@@ -12,8 +14,10 @@ import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 import pytest
 from pyarrow import fs
+from tokenizers import Tokenizer
 from unit.records.s3_endpoint import SECRET, Endpoint, Fault, running_endpoint
 
+from gptj_batch.model_folder import DEMO, resolve_folder
 from gptj_batch.records.output import OutputFolder
 from integration.running import Outcome, environment, outcome, start_command
 from jobs.soak import Workload
@@ -22,6 +26,7 @@ from pipelines.ledger import read_ledger
 pytestmark = [pytest.mark.timeout(900), pytest.mark.extended]
 
 TARGET = "s3://jobs/team/output"
+BAD_ROWS = (3, 64, 149)
 
 
 @pytest.fixture(scope="module")
@@ -111,9 +116,55 @@ def test_the_commands_take_an_output_in_a_bucket(finished: Work) -> None:
     assert verified.code == 0 and "everything agrees" in verified.stdout, verified.stderr
     assert finished.command("report", TARGET).code == 0
     retried = finished.command("retry", TARGET)
-    assert retried.code == 2 and "is in a bucket" in retried.stderr
+    assert retried.code == 0 and "Nothing to do: no row of" in retried.stderr
     again = finished.command(*finished.run_arguments())
     assert again.code == 0 and "Nothing to do" in again.stderr
+
+
+def test_failed_rows_are_done_again_though_the_retry_is_killed_and_refused(
+    work: Work, endpoint: Endpoint, tmp_path: Path
+) -> None:
+    target, folder, trouble = "s3://jobs/again", OutputFolder.at("s3://jobs/again"), tmp_path / "trouble"
+    failing = [f"model.path={_model_with(trouble, tmp_path)}", "input.path=s3://jobs/again-input"]
+    arguments = work.run_arguments(*failing, target=target)
+    trouble.touch()
+    ended = work.command(*arguments)
+    assert ended.code == 3, ended.stderr
+    errors = work.table(target).column("error").to_pylist()
+    assert [row for row, error in enumerate(errors) if error is not None] == [*BAD_ROWS]
+    trouble.unlink()
+    killed = work.start("retry", target)
+    while killed.poll() is None and not folder.store.exists(folder.retry / "begun.json"):
+        time.sleep(0.05)
+    os.killpg(killed.pid, signal.SIGKILL)
+    killed.communicate()
+    assert killed.returncode == -signal.SIGKILL and work.table(target).column("error").to_pylist() == errors
+    with endpoint.with_faults(Fault("PUT", "status", "again/part-", status=403)):
+        refused = work.command("retry", target)
+    assert refused.code == 1 and "PUT of s3://jobs/again/part-00000.parquet was refused" in refused.stderr
+    assert work.table(target).column("error").to_pylist() == errors
+    with endpoint.with_faults(Fault("PUT", "status", times=3), Fault("PUT", "reset", "again/part-", times=1)):
+        ended = work.command("retry", target)
+    assert ended.code == 0 and "160 rows: 160 done, 0 failed" in ended.stdout, ended.stderr
+    assert work.command(*work.run_arguments(*failing, target="s3://jobs/never-failed")).code == 0
+    assert work.table(target).to_pylist() == work.table("s3://jobs/never-failed").to_pylist()
+    assert folder.store.names(folder.private) == ["config.yaml", "plan.json", "report.html", "run.json"]
+
+
+def _model_with(trouble: Path, folder: Path) -> Path:
+    """A model some of whose rows fail while a file is there, and these rows in the bucket."""
+    model = folder / "model"
+    shutil.copytree(resolve_folder(DEMO, None), model)
+    tokenizer = Tokenizer.from_file(str(model / "tokenizer.json"))
+    plain, marked = (set(tokenizer.encode(f"0: Shares fell.{mark}").ids) for mark in ("", "~"))
+    config = json.loads((model / "config.json").read_text())
+    config["fake_faults"] = {"memory_token": min(marked - plain), "while_file": str(trouble)}
+    (model / "config.json").write_text(json.dumps(config))
+    texts = [f"{row}: Shares fell.{'~' if row in BAD_ROWS else ''}" for row in range(160)]
+    bucket, _ = fs.FileSystem.from_uri("s3://jobs")
+    table = pa.table({"id": pa.array(range(160), pa.int64()), "text": texts})
+    pq.write_table(table, "jobs/again-input/a.parquet", filesystem=bucket)
+    return model
 
 
 @pytest.mark.parametrize("mode", ["partition", "append"])

@@ -9,6 +9,7 @@ from gptj_batch.errors import OutputError, OutputInUseError
 from gptj_batch.records.output import OutputFolder
 from gptj_batch.records.part_form import PartForm
 from gptj_batch.records.retry import KEY, PART, ROW, RetryFolder
+from gptj_batch.records.rewrite import open_parquet_part, parquet_tables
 
 from .crash import crashes
 from .tables import every_type
@@ -198,3 +199,12 @@ def test_a_damaged_part_is_named_and_nothing_is_changed(tmp_path: Path) -> None:
     with pytest.raises(OutputError, match=r"part-00001\.parquet cannot be read: .* Nothing was changed"):
         RetryFolder(tmp_path).take_out(ADDED, "error", keys)
     assert not RetryFolder(tmp_path).is_open
+
+
+def test_row_groups_in_which_nothing_failed_are_not_read(tmp_path: Path) -> None:
+    part = OutputFolder.at(output(tmp_path, {5})).parts()[0]
+    with open_parquet_part(part) as file:
+        assert [start for _, start in parquet_tables(file, part)] == [0, 4]
+        read = list(parquet_tables(file, part, ["id"], values_in="error"))
+        assert [(table.column("id").to_pylist(), start) for table, start in read] == [([4, 5], 4)]
+        assert len(list(parquet_tables(file, part, ["id"], values_in="a column that is not there"))) == 2
