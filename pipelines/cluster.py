@@ -150,7 +150,7 @@ def _init_local(folder: str) -> None:
         logging_level=logging.ERROR,
         object_store_memory=LOCAL_OBJECT_STORE_BYTES,
         _temp_dir=folder,  # short: a socket's path has room for about a hundred characters
-        # Else Ray holds the driver until it has started a worker for each CPU, for ever if one of them is killed meanwhile
+        # Else Ray holds the driver until a worker for each CPU has come up, for ever if one of them is killed before
         # (https://github.com/ray-project/ray/issues/40131).
         _system_config={"prestart_worker_first_driver": False},
     )
