@@ -60,13 +60,12 @@ class Run:
     @property
     def failure_folders(self) -> list[str]:
         """Return the folders whose `run.json` is to say why the run did not finish."""
-        if self.told_in is None:
-            return [self.folder]
         own, is_at_work = OutputFolder.at(self.folder), False
         with suppress(OSError):  # of a bucket that does not answer any more
             # Once the parts are published there, or in place, the report is beside them, and stays.
             is_at_work = own.store.is_folder(own.root) and not own.store.exists(own.success)
-        return [self.told_in, *([self.folder] if is_at_work else [])]
+        at_work = [self.folder] if is_at_work else []
+        return at_work if self.told_in is None else [self.told_in, *at_work]
 
     @property
     def model_path(self) -> str:

@@ -13,7 +13,6 @@ from unit.records.cut_store import MemoryBucket
 from unit.records.s3_endpoint import Endpoint, Fault, running_endpoint
 from whole_runs import Spine, job
 
-import jobs.run
 from gptj_batch.errors import BackendError, ConfigError, OutputError, OutputInUseError
 from gptj_batch.records import bucket_exchange
 from gptj_batch.records.bucket_store import BucketStore
@@ -220,7 +219,6 @@ def test_an_overwriting_that_was_cut_off_is_finished_before(
     again = failed.model_copy(update={"output": failed.output.model_copy(update={"on_exists": "overwrite"})})
     with monkeypatch.context() as patch, pytest.raises(OutputError, match="as if"):
         patch.setattr(bucket_exchange, "settle", gone)
-        patch.setattr(jobs.run, "write_failure", lambda *_: None)
         run_job(again)
     assert set(texts(OUT).values()) == {2}, "a listing shows rows of both"
     trouble.is_there = False
