@@ -1,7 +1,6 @@
 """Incremental runs whose output is in a bucket: what a local output has, whatever of the steps was the last."""
 
 from collections import Counter
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -10,11 +9,10 @@ import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 import pytest
 from unit.records.cut_store import MemoryBucket
-from unit.records.s3_endpoint import Endpoint, Fault, running_endpoint
-from whole_runs import Spine, job
+from unit.records.s3_endpoint import Endpoint, Fault
+from whole_runs import OUT, Spine, job
 
 from gptj_batch.errors import BackendError, ConfigError, OutputError, OutputInUseError
-from gptj_batch.records.bucket_store import BucketStore
 from gptj_batch.records.lease import take_lease
 from gptj_batch.records.output import OutputFolder
 from gptj_batch.records.part_reader import read_column
@@ -23,23 +21,8 @@ from jobs.run import run_job
 from pipelines.config import Job
 from pipelines.ledger import read_ledger
 
-OUT = "s3://nights/team/out"
 STEP = 3  # every change would take a minute
 in_both_modes = pytest.mark.parametrize("mode", ["partition", pytest.param("append", marks=pytest.mark.extended)])
-
-
-@pytest.fixture(scope="module")
-def endpoint() -> Iterator[Endpoint]:
-    with running_endpoint() as endpoint:
-        endpoint.make_bucket("nights")
-        yield endpoint
-
-
-@pytest.fixture
-def bucket(monkeypatch: pytest.MonkeyPatch, endpoint: Endpoint) -> MemoryBucket:
-    store = BucketStore.of("s3://nights")
-    store.remove(OutputFolder.at(OUT).root)
-    return MemoryBucket(monkeypatch, store._client)
 
 
 def write(folder: Path, name: str, rows: int) -> None:

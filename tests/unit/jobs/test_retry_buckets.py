@@ -2,7 +2,6 @@
 
 import json
 from collections import Counter
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +9,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from unit.records.cut_store import MemoryBucket
-from unit.records.s3_endpoint import Endpoint, Fault, running_endpoint
-from whole_runs import Spine, job
+from unit.records.s3_endpoint import Endpoint, Fault
+from whole_runs import BUCKET, OUT, Spine, job
 
 from gptj_batch.errors import BackendError, ConfigError, OutputError, OutputInUseError
 from gptj_batch.records import bucket_exchange
@@ -27,24 +26,9 @@ from jobs.run import run_job
 from pipelines.config import Job
 from pipelines.ledger import read_ledger
 
-OUT = "s3://again/team/out"
 STEP = 4  # every change would take a minute
 TEXTS = {"a": 40, "b": 9}
 BAD = ("a 0", "a 33", "a 39", "b 8")
-
-
-@pytest.fixture(scope="module")
-def endpoint() -> Iterator[Endpoint]:
-    with running_endpoint() as endpoint:
-        endpoint.make_bucket("again")
-        yield endpoint
-
-
-@pytest.fixture
-def bucket(monkeypatch: pytest.MonkeyPatch, endpoint: Endpoint) -> MemoryBucket:
-    store = BucketStore.of("s3://again")
-    store.remove(OutputFolder.at(OUT).root)
-    return MemoryBucket(monkeypatch, store._client)
 
 
 class Trouble:
@@ -114,7 +98,7 @@ def texts(output: str | Path) -> Counter[str]:
 
 def end_leases(output: str) -> None:
     """Remove the leases that a killed process would have left, too, but which are this one's here, and so alive."""
-    folder, store = OutputFolder.at(output), BucketStore.of("s3://again")
+    folder, store = OutputFolder.at(output), BucketStore.of(BUCKET)
     keys = [key for key in store._keys(folder.root.key, None) if key.rpartition("/")[2].startswith("lease-")]
     store.remove_files(folder.root / key for key in keys)
 
@@ -142,7 +126,7 @@ def test_whenever_a_retry_is_killed_every_row_is_there_once_and_the_next_one_goe
 ) -> None:
     assert retry(str(tmp_path / "out")) == 0
     wanted, folder, number = tables(tmp_path / "out"), OutputFolder.at(OUT), 1
-    root, store = folder.root, BucketStore.of("s3://again")
+    root, store = folder.root, BucketStore.of(BUCKET)
     before = {key: store.read(root / key) for key in store._keys(root.key, None)}
     while bucket.killed_before_change(number, lambda: retry(OUT)):
         end_leases(OUT)
@@ -175,7 +159,7 @@ def test_a_retry_that_ended_in_the_middle_goes_on_and_does_not_begin_again(faile
     [
         (
             Fault("PUT", "status", "out/part-", status=403),
-            r"part-00000\.parquet cannot be written: .*PUT of s3://again/",
+            r"part-00000\.parquet cannot be written: .*PUT of s3://runs/",
         ),
         (Fault("PUT", "status", "retry/rows", status=403), r"rows-00000000\.parquet cannot be written: .*PUT of s3://"),
         (Fault("GET", "status", "out/part-", status=403), "GET of .* Run the same command again when it can be"),
@@ -200,7 +184,7 @@ def test_two_at_once_and_what_cannot_be_done_again_are_refused(
     with take_lease(OUT), pytest.raises(OutputInUseError):
         retry(OUT)
     with pytest.raises(ConfigError, match="is not an output of gptj-batch"):
-        retry("s3://again/team/elsewhere")
+        retry("s3://runs/team/elsewhere")
     trouble.is_there = True
     moving = made(tmp_path, model_folder, f"{OUT}/moving", output={"partition_by": ["label"]})
     assert run_job(moving) == 3
@@ -230,16 +214,16 @@ def test_an_output_right_below_the_bucket_is_done_again_and_verified(
     tmp_path: Path, model_folder: Path, failed: Job, trouble: Trouble
 ) -> None:
     trouble.is_there = True
-    assert run_job(made(tmp_path, model_folder, "s3://again/flat")) == 3
+    assert run_job(made(tmp_path, model_folder, "s3://runs/flat")) == 3
     trouble.is_there = False
-    assert retry("s3://again/flat") == 0 and main(["verify", "s3://again/flat"]) == 0
+    assert retry("s3://runs/flat") == 0 and main(["verify", "s3://runs/flat"]) == 0
 
 
 @pytest.mark.parametrize("name", ["team/out/nights", pytest.param("nights", marks=pytest.mark.extended)])
 def test_a_run_of_a_dataset_is_done_again_and_the_dataset_says_so(
     tmp_path: Path, model_folder: Path, spine: Spine, bucket: MemoryBucket, trouble: Trouble, name: str
 ) -> None:
-    dataset = f"s3://again/{name}"
+    dataset = f"s3://runs/{name}"
     write_input(tmp_path)
     blocks: dict[str, dict[str, Any]] = {"input": {"incremental": True}, "output": {"incremental": "partition"}}
     made_nightly = made(tmp_path, model_folder, dataset, **blocks)

@@ -18,6 +18,8 @@ from pipelines.config import Job, check_job
 from pipelines.job_file import JobFile
 from pipelines.prepare import Run
 
+BUCKET = "s3://runs"
+OUT = f"{BUCKET}/team/out"
 TEXTS = [f"text {row}" for row in range(100)]
 
 
