@@ -32,13 +32,13 @@ from gptj_batch.records.publish import is_complete
 from gptj_batch.records.unchanged import check_unchanged
 from gptj_batch.stages.resources import ReplicaPlan, plan_replicas
 from jobs.cluster import connected
+from jobs.cluster_watch import EXIT_CODE as EXIT_LOST
+from jobs.cluster_watch import cluster_watched
 from jobs.failures import Stopped, ending, stop_on_signals
-from jobs.head_watch import EXIT_CODE as EXIT_LOST
-from jobs.head_watch import head_watched
 from jobs.limits import TimeLimits
 from pipelines.backend_choice import choose_backend, gpus_of_replica, memory_plan, with_backend
 from pipelines.breaker import Breaker, was_stopped
-from pipelines.cluster import head_address, node_resources
+from pipelines.cluster import head_address, node_resources, raylet_process
 from pipelines.config import Job, load_job
 from pipelines.destination import check_output, claim_output, placed
 from pipelines.finish import finish
@@ -161,10 +161,10 @@ def _execute(run: Run, pending: NDArray[np.int32], address: str | None, fence: F
 def _failure_noted(run: Run) -> Iterator[None]:
     """Write down how the run ends before Ray is shut down: `ray job stop` gives three seconds for all of it.
 
-    Where the cluster's head is gone, that is written down too, and ends the process.
+    Where the cluster's head or this driver's raylet is gone, that is written down too, and ends the process.
     """
     try:
-        with head_watched(head_address(), lambda reason: write_failure(run, EXIT_LOST, reason)):
+        with cluster_watched(head_address(), raylet_process(), lambda reason: write_failure(run, EXIT_LOST, reason)):
             yield
     except Stopped as stopped:
         write_failure(run, *ending(stopped))

@@ -9,6 +9,7 @@ import os
 import secrets
 import signal
 import socket
+import struct
 import sys
 import threading
 import time
@@ -21,6 +22,7 @@ from gptj_batch.errors import BackendError, ConfigError
 LOCAL_OBJECT_STORE_BYTES = 1 << 30
 CONNECT_TIMEOUT_S = 10.0
 THREADS_END_WITHIN_S = 10.0
+_CREDENTIALS = struct.Struct("3i")  # process, user and group at a socket's other end, as Linux gives them
 
 
 def named_address(address: str | None) -> str:
@@ -168,3 +170,20 @@ def head_address() -> str:
     import ray
 
     return str(ray.get_runtime_context().gcs_address) if ray.is_initialized() else ""
+
+
+def raylet_process() -> int | None:
+    """Return the process of the raylet that this one is connected through; None where the system does not tell."""
+    import ray
+
+    if not ray.is_initialized() or not hasattr(socket, "SO_PEERCRED"):
+        return None
+    here = ray.get_runtime_context().get_node_id()
+    names = [node["RayletSocketName"] for node in ray.nodes() if node["NodeID"] == here]  # type: ignore[no-untyped-call]
+    try:
+        with socket.socket(socket.AF_UNIX) as connection:
+            connection.connect(names[0])
+            credentials = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
+    except (OSError, IndexError):
+        return None
+    return int(_CREDENTIALS.unpack(credentials)[0]) or None  # 0: a process of another container

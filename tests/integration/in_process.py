@@ -71,6 +71,7 @@ def stages_here() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(jobs.run, "connected", lambda address: nullcontext())
         patch.setattr(jobs.run, "head_address", lambda: "nowhere")
+        patch.setattr(jobs.run, "raylet_process", lambda: None)
         patch.setattr(jobs.run, "node_resources", lambda: [{"CPU": CPUS}])
         patch.setattr(pipelines.build, "unit_numbers", Tables)
         patch.setattr(pipelines.build, "on_cpu", on_cpu)

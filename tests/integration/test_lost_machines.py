@@ -1,4 +1,4 @@
-"""Machines that go away in the middle of a run: workers' nodes by SIGKILL of their raylets, and the head."""
+"""Machines that go away in the middle of a run: nodes by SIGKILL of their raylets, the driver's too, and the head."""
 
 import os
 import random
@@ -24,7 +24,7 @@ NUM_ROWS = 320
 SLOW = {"request_s": 0.02}
 NODE = {"num_cpus": 1, "num_gpus": 1}
 # The command as users type it, but with less patience.
-IMPATIENT = "import sys; import jobs.head_watch as w; w.PATIENCE_S = 5; from jobs.cli import main; sys.exit(main())"
+IMPATIENT = "import sys; import jobs.cluster_watch as w; w.PATIENCE_S = 5; from jobs.cli import main; sys.exit(main())"
 
 
 @pytest.fixture(scope="module")
@@ -75,8 +75,11 @@ def test_a_run_whose_last_worker_is_lost_waits_for_a_new_one(
     assert output_table(desk.output()).to_pylist() == expected
 
 
-def test_a_run_whose_head_is_killed_says_so_and_another_cluster_goes_on(
-    desk: Desk, expected: list[dict[str, Any]]
+@pytest.mark.parametrize(
+    ("victim", "message"), [("head", "the head of the Ray cluster"), ("raylet", "Ray's raylet on this machine")]
+)
+def test_a_run_whose_head_or_own_raylet_is_killed_says_so_and_another_cluster_goes_on(
+    desk: Desk, expected: list[dict[str, Any]], victim: str, message: str
 ) -> None:
     job = faulty_job(desk, texts(NUM_ROWS), faults={"request_s": 0.1})
     (desk.folder / "home").mkdir()
@@ -88,12 +91,12 @@ def test_a_run_whose_head_is_killed_says_so_and_another_cluster_goes_on(
         assert process.poll() is None and time.monotonic() < until, process.communicate()
         time.sleep(0.05)
     started = [child.pid for child in psutil.Process(process.pid).children(recursive=True)]
-    assert kill_one(process.pid, "head", random.Random(0))
+    assert kill_one(process.pid, victim, random.Random(0))
     killed = time.monotonic()
     lost = outcome(process, timeout_s=120)
     assert lost.code == 1 and time.monotonic() - killed < 120
-    assert "the head of the Ray cluster" in lost.stderr and "run the same command again" in lost.stderr
-    assert "the head of the Ray cluster" in run_report(desk.output())["reason"]
+    assert message in lost.stderr and "run the same command again" in lost.stderr
+    assert message in run_report(desk.output())["reason"]
     assert not (desk.output() / "_SUCCESS").exists()
     ended = desk.run(job)
     assert ended.code == 0, ended.stderr
