@@ -1,7 +1,7 @@
 # Two commands on a fresh machine: `make demo` and `make test`. Each makes .venv, installs, and runs.
 PYTHON ?= python3
 BIN := .venv/bin
-# Two processes of tests, each with whole files; not of those that start clusters, which have no room for another.
+# Two processes of tests, each with whole files; not of those whose jobs run on Ray: two clusters have no room here.
 IN_TWO := -n 2 --dist loadfile
 # The exact versions this was tested with; `make PIP_ARGS=...` adds an index, for example PyTorch's CPU builds:
 # make demo PIP_ARGS="--extra-index-url https://download.pytorch.org/whl/cpu"
@@ -16,7 +16,8 @@ demo: .venv/runtime
 test: .venv/dev
 	$(MAKE) .venv/unit
 	$(BIN)/python -m pytest tests/parity -q $(IN_TWO)
-	$(BIN)/python -m pytest tests/integration -q -m "not extended"
+	$(BIN)/python -m pytest tests/integration -q -m "not extended and without_ray and not on_ray" $(IN_TWO)
+	$(BIN)/python -m pytest tests/integration -q -m "not extended and (on_ray or not without_ray)"
 	$(MAKE) test-vllm VLLM_TESTS="-m vllm_first"
 
 # The same, the longer tests (buckets, lost machines, every setting of every task), and those of vLLM's backend.
