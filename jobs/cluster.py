@@ -9,10 +9,11 @@ from pipelines.cluster import close_connection, named_address, open_connection, 
 
 
 @contextmanager
-def connected(address: str | None) -> Iterator[None]:
+def connected(address: str | None) -> Iterator[bool]:
     """Be connected to a cluster: the one at `address` or RAY_ADDRESS, else a local one that ends with this process.
 
-    A connection that is already there is used and kept. Raises ConfigError where there is no cluster at the address.
+    A connection that is already there is used and kept. Yields whether the cluster is one of this process's own, which
+    nobody starts again. Raises ConfigError where there is no cluster at the address.
     """
     address = named_address(address)
     set_environment(address)
@@ -25,11 +26,11 @@ def connected(address: str | None) -> Iterator[None]:
         if isinstance(handler, logging.StreamHandler):  # what has failed is said once, by us; Ray's files have it all
             handler.setLevel(logging.CRITICAL)
     if ray.is_initialized():
-        yield
+        yield False
         return
     with tempfile.TemporaryDirectory(prefix="gb-", dir="/tmp", ignore_cleanup_errors=True) as folder:
         open_connection(address, folder)
         try:
-            yield
+            yield address == "local"
         finally:
             close_connection()

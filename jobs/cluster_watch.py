@@ -17,6 +17,7 @@ from contextlib import contextmanager, suppress
 
 # Below Ray's own 60 seconds; a head that is started again within this time (KubeRay with Redis) ends no run.
 PATIENCE_S = 45.0
+OWN_PATIENCE_S = 5.0  # a head that the command has started for itself is started again by nobody
 _KNOCK_EVERY_S, _MIN_MISSED = 2.0, 3
 EXIT_CODE = 1
 HEAD_LOST = (
@@ -30,19 +31,17 @@ RAYLET_LOST = (
 
 
 @contextmanager
-def cluster_watched(
-    head: str, raylet: int | None, on_loss: Callable[[str], None], patience_s: float | None = None
-) -> Iterator[None]:
+def cluster_watched(head: str, raylet: int | None, patience_s: float, on_loss: Callable[[str], None]) -> Iterator[None]:
     """Look after the head at `head` (host:port) and the process `raylet`, where that is known, during what is inside.
 
+    patience_s: for how long the head may be silent.
     on_loss: takes what is to be said, and writes it down; the process ends when it returns, with exit code 1
     """
     over = threading.Event()
-    patience = PATIENCE_S if patience_s is None else patience_s
 
     def watch() -> None:
         with _end_of(raylet) as raylet_ends:
-            lost = _wait_for_loss(head, raylet, raylet_ends, over, patience)
+            lost = _wait_for_loss(head, raylet, raylet_ends, over, patience_s)
         if lost and not over.is_set():
             _end(lost, on_loss)
 
@@ -54,19 +53,19 @@ def cluster_watched(
 
 
 def _wait_for_loss(
-    head: str, raylet: int | None, raylet_ends: Callable[[float], bool], over: threading.Event, patience: float
+    head: str, raylet: int | None, raylet_ends: Callable[[float], bool], over: threading.Event, patience_s: float
 ) -> str:
     """Return what is to be said of what was lost; nothing where `over` came first."""
     last_answer, num_missed = time.monotonic(), 0
     while not over.is_set():
-        if raylet_ends(min(_KNOCK_EVERY_S, patience / 4)):
+        if raylet_ends(min(_KNOCK_EVERY_S, patience_s / 4)):
             return RAYLET_LOST.format(pid=raylet)
         if answers(head):
             last_answer, num_missed = time.monotonic(), 0
             continue
         num_missed += 1  # time alone also passes while this process is stopped
-        if num_missed >= _MIN_MISSED and time.monotonic() - last_answer > patience:
-            return HEAD_LOST.format(address=head, seconds=patience)
+        if num_missed >= _MIN_MISSED and time.monotonic() - last_answer > patience_s:
+            return HEAD_LOST.format(address=head, seconds=patience_s)
     return ""
 
 

@@ -5,6 +5,7 @@
 """
 
 import sys
+from functools import partial
 from pathlib import Path
 
 if __name__ == "__main__" and not __package__:
@@ -33,7 +34,7 @@ from gptj_batch.records.unchanged import check_unchanged
 from gptj_batch.stages.resources import ReplicaPlan, plan_replicas
 from jobs.cluster import connected
 from jobs.cluster_watch import EXIT_CODE as EXIT_LOST
-from jobs.cluster_watch import cluster_watched
+from jobs.cluster_watch import OWN_PATIENCE_S, PATIENCE_S, cluster_watched
 from jobs.failures import Stopped, ending, stop_on_signals
 from jobs.limits import TimeLimits
 from pipelines.backend_choice import choose_backend, gpus_of_replica, memory_plan, with_backend
@@ -148,7 +149,7 @@ def _execute(run: Run, pending: NDArray[np.int32], address: str | None, fence: F
         _tell_start(run, len(pending), num_pending_rows)
         attempts = Attempts(fence.output, fence.token)
         try:
-            with limits.kept(), connected(address), _failure_noted(run):
+            with limits.kept(), connected(address) as is_own, _failure_noted(run, is_own):
                 facts = _run_units(run, pending, progress, fence, limits, breaker)
         except BaseException:
             attempts.forget_running()
@@ -158,13 +159,14 @@ def _execute(run: Run, pending: NDArray[np.int32], address: str | None, fence: F
 
 
 @contextmanager
-def _failure_noted(run: Run) -> Iterator[None]:
+def _failure_noted(run: Run, own_cluster: bool) -> Iterator[None]:
     """Write down how the run ends before Ray is shut down: `ray job stop` gives three seconds for all of it.
 
     Where the cluster's head or this driver's raylet is gone, that is written down too, and ends the process.
     """
+    patience_s = OWN_PATIENCE_S if own_cluster else PATIENCE_S
     try:
-        with cluster_watched(head_address(), raylet_process(), lambda reason: write_failure(run, EXIT_LOST, reason)):
+        with cluster_watched(head_address(), raylet_process(), patience_s, partial(write_failure, run, EXIT_LOST)):
             yield
     except Stopped as stopped:
         write_failure(run, *ending(stopped))

@@ -2,7 +2,6 @@
 
 import os
 import random
-import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -23,8 +22,6 @@ pytestmark = [pytest.mark.timeout(900), pytest.mark.slow, pytest.mark.extended]
 NUM_ROWS = 320
 SLOW = {"request_s": 0.02}
 NODE = {"num_cpus": 1, "num_gpus": 1}
-# The command as users type it, but with less patience.
-IMPATIENT = "import sys; import jobs.cluster_watch as w; w.PATIENCE_S = 5; from jobs.cli import main; sys.exit(main())"
 
 
 @pytest.fixture(scope="module")
@@ -84,7 +81,7 @@ def test_a_run_whose_head_or_own_raylet_is_killed_says_so_and_another_cluster_go
     job = faulty_job(desk, texts(NUM_ROWS), faults={"request_s": 0.1})
     (desk.folder / "home").mkdir()
     env = environment(desk.folder / "home")
-    process = start_command(["run", str(job)], env, desk.folder, [sys.executable, "-c", IMPATIENT])
+    process = start_command(["run", str(job)], env, desk.folder)
     until = time.monotonic() + 240
     units = desk.output() / "_gptj_batch" / "units"
     while not list(units.glob("unit-*")):
@@ -94,7 +91,7 @@ def test_a_run_whose_head_or_own_raylet_is_killed_says_so_and_another_cluster_go
     assert kill_one(process.pid, victim, random.Random(0))
     killed = time.monotonic()
     lost = outcome(process, timeout_s=120)
-    assert lost.code == 1 and time.monotonic() - killed < 120
+    assert lost.code == 1 and time.monotonic() - killed < 30
     assert message in lost.stderr and "run the same command again" in lost.stderr
     assert message in run_report(desk.output())["reason"]
     assert not (desk.output() / "_SUCCESS").exists()

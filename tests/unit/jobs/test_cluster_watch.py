@@ -13,7 +13,7 @@ RUN = """
 import sys, time
 from pathlib import Path
 from jobs.cluster_watch import cluster_watched
-with cluster_watched(sys.argv[1], int(sys.argv[3]), Path(sys.argv[2]).write_text, patience_s=0.4):
+with cluster_watched(sys.argv[1], int(sys.argv[3]), 0.4, Path(sys.argv[2]).write_text):
     print("watched", flush=True)
     time.sleep(20)
 """
@@ -83,7 +83,7 @@ def test_what_ends_in_time_is_left_alone(head: socket.socket, raylet: "subproces
     def never(message: str) -> None:
         raise AssertionError(message)
 
-    with cluster_watched(address(head), raylet.pid, never, patience_s=0.2):
+    with cluster_watched(address(head), raylet.pid, 0.2, never):
         pass
     head.close()
     raylet.kill()
