@@ -37,6 +37,7 @@ from jobs.cluster_watch import EXIT_CODE as EXIT_LOST
 from jobs.cluster_watch import OWN_PATIENCE_S, PATIENCE_S, cluster_watched
 from jobs.failures import Stopped, ending, stop_on_signals
 from jobs.limits import TimeLimits
+from jobs.waiting import waiting_told
 from pipelines.backend_choice import choose_backend, gpus_of_replica, memory_plan, with_backend
 from pipelines.breaker import Breaker, was_stopped
 from pipelines.cluster import head_address, node_resources, raylet_process
@@ -183,12 +184,14 @@ def _run_units(
     limits.use_gpus(replicas.num_gpus * min(replicas.initial_replicas, len(pending)))
     facts: dict[str, Any] = {}
     try:
-        for table in build(run, pending, replicas, fence).iter_batches(batch_size=None, batch_format="pyarrow"):
-            assert isinstance(table, pa.Table)
-            for counts in table.to_pylist():
-                progress.add(counts)
-                breaker.check(progress.counts)
-                facts = json.loads(counts["backend"])
+        tables = build(run, pending, replicas, fence).iter_batches(batch_size=None, batch_format="pyarrow")
+        with waiting_told(progress, lambda: replicas.has_room(node_resources()), replicas.claim):
+            for table in tables:
+                assert isinstance(table, pa.Table)
+                for counts in table.to_pylist():
+                    progress.add(counts)
+                    breaker.check(progress.counts)
+                    facts = json.loads(counts["backend"])
     except Exception as error:
         ours = as_ours(error)
         if ours is None:

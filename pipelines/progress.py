@@ -72,12 +72,16 @@ class Progress:
             self._last_line = now
             self._write(self.line())
 
-    def finish(self) -> None:
-        """Write the last line."""
-        self._write(self.line())
+    def say(self, message: str) -> None:
+        """Write a message that stays, above the line that renews itself."""
+        self._write(message)
         if self._is_terminal:
             self._stream.write("\n")
             self._stream.flush()
+
+    def finish(self) -> None:
+        """Write the last line."""
+        self.say(self.line())
 
     def line(self) -> str:
         """Return rows, share, rows/s, tokens/s and the time left."""

@@ -23,6 +23,15 @@ class ReplicaPlan:
     num_threads: int
 
     @property
+    def claim(self) -> str:
+        """Return what a replica claims, in words."""
+        return f"{self.num_gpus:g} GPUs and {self.num_cpus:g} CPUs"
+
+    def has_room(self, nodes: Sequence[Mapping[str, float]]) -> bool:
+        """Say whether one replica fits on a node, were it alone on it."""
+        return any(_fitting(node, self.num_gpus, self.num_cpus) for node in nodes)
+
+    @property
     def device(self) -> str:
         """Return the device that a replica computes on."""
         return "cuda" if self.num_gpus > 0 else "cpu"

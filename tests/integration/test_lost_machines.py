@@ -15,6 +15,7 @@ from integration.desk import Desk
 from integration.faulty import faulty_job, run_while, texts, undisturbed_rows
 from integration.running import environment, outcome, output_table, run_report, start_command
 from integration.tiny_model import TinyModel
+from jobs import waiting
 from jobs.soak import kill_one
 
 pytestmark = [pytest.mark.timeout(900), pytest.mark.slow, pytest.mark.extended]
@@ -57,18 +58,25 @@ def test_a_node_that_is_lost_costs_no_row(
     assert run_report(desk.output())["rows_this_run"] == NUM_ROWS, "in the same run"
 
 
-def test_a_run_whose_last_worker_is_lost_waits_for_a_new_one(
-    tmp_path: Path, tiny: TinyModel, three_nodes: RunningCluster, expected: list[dict[str, Any]]
+def test_a_run_whose_last_worker_is_lost_waits_for_a_new_one_and_says_so(
+    tmp_path: Path,
+    tiny: TinyModel,
+    three_nodes: RunningCluster,
+    expected: list[dict[str, Any]],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr(waiting, "QUIET_S", 5.0)
+
     def replace() -> None:
         while three_nodes.nodes.worker_nodes:
             kill_node(three_nodes, 0)
-        time.sleep(6)  # it is noticed that nobody is left
+        time.sleep(15)  # it is noticed that nobody is left
         add_node(three_nodes, NODE)
 
     desk = Desk(tmp_path, tiny, three_nodes)
     ended = run_while(desk, on_gpus(desk), 2, replace)
     assert ended.code == 0, ended.stderr
+    assert "waiting: no machine of the cluster has room for a replica (1 GPUs and 0.5 CPUs)" in ended.stderr
     assert output_table(desk.output()).to_pylist() == expected
 
 

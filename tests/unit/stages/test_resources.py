@@ -143,3 +143,12 @@ def test_what_is_planned_fits(sizes: list[tuple[int, int]], gpus_each: float | N
     claimed = plan.max_replicas * plan.num_cpus
     assert claimed <= sum(cpus for cpus, _ in sizes)
     assert plan.max_replicas * plan.num_gpus <= sum(gpus for _, gpus in sizes) + 1e-3
+
+
+def test_a_plan_knows_what_it_claims_and_whether_a_node_has_room_for_it() -> None:
+    node = {"CPU": 8.0, "GPU": 1.0}
+    plan = plan_replicas([node], 1, None, None, 2.0)
+    assert plan.claim == "1 GPUs and 2 CPUs"
+    assert plan.has_room([{"CPU": 64.0}, node])
+    assert not plan.has_room([{"CPU": 64.0}, {"CPU": 2.0, "GPU": 1.0}])
+    assert not plan.has_room([])
