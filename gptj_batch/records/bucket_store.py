@@ -63,7 +63,7 @@ class BucketStore:
     @classmethod
     def of(cls, bucket: str) -> "BucketStore":
         """Return the store of a bucket, named by its URI."""
-        return _connected(bucket, os.getpid())
+        return _connected(bucket, os.getpid(), _surroundings())
 
     def check(self, root: PurePath) -> None:
         """List one page below the output's place. Raises ConfigError where that cannot be done."""
@@ -253,9 +253,14 @@ class BucketStore:
             obstore.copy(self._client, key_of(source), key_of(target))
 
 
+def _surroundings() -> int:
+    """Tell whether what obstore reads has changed: who corrects a key in a notebook tries again in the same process."""
+    return hash(frozenset(each for each in os.environ.items() if each[0].startswith(("AWS_", "GOOGLE_"))))
+
+
 @lru_cache(maxsize=16)
-def _connected(bucket: str, _process: int) -> BucketStore:
-    """Return the store of a bucket; one for each process, which shares its connections."""
+def _connected(bucket: str, _process: int, _surroundings: int) -> BucketStore:
+    """Return the store of a bucket; one for each process and its surroundings, which shares its connections."""
     from obstore.store import from_url
 
     first, then = (

@@ -72,6 +72,17 @@ def put(folder, name, data):
         staged.write_bytes(data)
 
 
+def test_a_bucket_is_looked_for_where_the_environment_says_now(endpoint):
+    note = OutputFolder.at(f"s3://store-tests/{uuid4().hex}/out").root / "note"
+    BucketStore.of(note.bucket).write(note, b"first")
+    with running_endpoint() as other:
+        BucketStore.of(note.bucket).write(note, b"second")
+        assert other.requests
+    before = len(endpoint.requests)
+    BucketStore.of(note.bucket).write(note, b"third")
+    assert len(endpoint.requests) == before + 1
+
+
 def test_a_file_is_what_was_stored_last(folder):
     for data in (b"one", b"two"):
         put(folder, "a/file", data)
