@@ -2,6 +2,7 @@
 
 import os
 import random
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -17,11 +18,11 @@ from integration.running import environment, outcome, output_table, run_report, 
 from integration.tiny_model import TinyModel
 from jobs import waiting
 from jobs.soak import kill_one
+from pipelines.progress import Progress
 
 pytestmark = [pytest.mark.timeout(900), pytest.mark.slow, pytest.mark.extended]
 
 NUM_ROWS = 320
-SLOW = {"request_s": 0.02}
 NODE = {"num_cpus": 1, "num_gpus": 1}
 
 
@@ -44,8 +45,10 @@ def kill_node(cluster: RunningCluster, place: int) -> None:
     cluster.nodes.remove_node(raylet, allow_graceful=False)
 
 
-def on_gpus(desk: Desk) -> Path:
-    return faulty_job(desk, texts(NUM_ROWS), faults=SLOW, replicas={"cpus_each": 0.5, "gpus_each": 1})
+def on_gpus(desk: Desk, request_s: float = 0.02) -> Path:
+    return faulty_job(
+        desk, texts(NUM_ROWS), faults={"request_s": request_s}, replicas={"cpus_each": 0.5, "gpus_each": 1}
+    )
 
 
 def test_a_node_that_is_lost_costs_no_row(
@@ -65,16 +68,25 @@ def test_a_run_whose_last_worker_is_lost_waits_for_a_new_one_and_says_so(
     expected: list[dict[str, Any]],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(waiting, "QUIET_S", 5.0)
+    monkeypatch.setattr(waiting, "QUIET_S", 3.0)
+    said, say = threading.Event(), Progress.say
+
+    def say_and_note(progress: Progress, message: str) -> None:
+        say(progress, message)
+        if message.startswith("waiting"):
+            said.set()
+
+    monkeypatch.setattr(Progress, "say", say_and_note)
 
     def replace() -> None:
         while three_nodes.nodes.worker_nodes:
             kill_node(three_nodes, 0)
-        time.sleep(15)  # it is noticed that nobody is left
+        assert said.wait(120)
         add_node(three_nodes, NODE)
 
     desk = Desk(tmp_path, tiny, three_nodes)
-    ended = run_while(desk, on_gpus(desk), 2, replace)
+    # Slow: a replica must have much to do when it is killed, or what is left needs none.
+    ended = run_while(desk, on_gpus(desk, request_s=0.1), 2, replace)
     assert ended.code == 0, ended.stderr
     assert "waiting: no machine of the cluster has room for a replica (1 GPUs and 0.5 CPUs)" in ended.stderr
     assert output_table(desk.output()).to_pylist() == expected
