@@ -20,26 +20,28 @@ def waiting_told(progress: Progress, has_room: Callable[[], bool], needs: str) -
     needs: what a replica takes, in words. The cluster is not asked any more when this is left.
     """
     over = threading.Event()
-    look_every_s = min(_LOOK_EVERY_S, QUIET_S / 4)
-
-    def watch() -> None:
-        rows, since, told = progress.counts.rows, time.monotonic(), False
-        while not over.wait(look_every_s):
-            if progress.counts.rows != rows:
-                rows, since, told = progress.counts.rows, time.monotonic(), False
-            elif not told and time.monotonic() - since > QUIET_S:
-                with suppress(Exception):  # the head may be gone, which is another watch's matter
-                    told = not has_room() and not over.is_set()
-                    if told:
-                        progress.say(
-                            f"waiting: no machine of the cluster has room for a replica ({needs}). The run goes on "
-                            "when one has; stopped, the same command goes on later"
-                        )
-
-    thread = threading.Thread(target=watch, name="gptj-batch-waiting", daemon=True)
+    message = (
+        f"waiting: no machine of the cluster has room for a replica ({needs}). The run goes on when one has; stopped, "
+        "the same command goes on later"
+    )
+    thread = threading.Thread(target=_watch, args=(progress, has_room, message, over), name="gptj-batch-waiting")
+    thread.daemon = True
     thread.start()
     try:
         yield
     finally:
         over.set()
         thread.join(_END_WITHIN_S)
+
+
+def _watch(progress: Progress, has_room: Callable[[], bool], message: str, over: threading.Event) -> None:
+    """Say the message where rows stand still and there is no room, and again only after rows have gone on."""
+    rows, since, told = progress.counts.rows, time.monotonic(), False
+    while not over.wait(min(_LOOK_EVERY_S, QUIET_S / 4)):
+        if progress.counts.rows != rows:
+            rows, since, told = progress.counts.rows, time.monotonic(), False
+        elif not told and time.monotonic() - since > QUIET_S:
+            with suppress(Exception):  # the head may be gone, which is another watch's matter
+                told = not has_room() and not over.is_set()
+                if told:
+                    progress.say(message)

@@ -254,12 +254,12 @@ class BucketStore:
 
 
 def _surroundings() -> int:
-    """Tell whether what obstore reads has changed: who corrects a key in a notebook tries again in the same process."""
+    """Return a number that is another where what obstore reads is: a key that was corrected in a notebook is used."""
     return hash(frozenset(each for each in os.environ.items() if each[0].startswith(("AWS_", "GOOGLE_"))))
 
 
 @lru_cache(maxsize=16)
-def _connected(bucket: str, _process: int, _surroundings: int) -> BucketStore:
+def _connected(bucket: str, _process: int, _environment: int) -> BucketStore:
     """Return the store of a bucket; one for each process and its surroundings, which shares its connections."""
     from obstore.store import from_url
 

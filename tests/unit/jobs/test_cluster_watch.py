@@ -55,27 +55,21 @@ def start(head: socket.socket, raylet: "subprocess.Popen[bytes]", note: Path) ->
     return process
 
 
-def test_a_process_whose_head_is_gone_says_so_and_ends(
-    head: socket.socket, raylet: "subprocess.Popen[bytes]", tmp_path: Path
+@pytest.mark.parametrize("lost", ["head", "raylet"])
+def test_a_process_whose_head_or_raylet_is_gone_says_so_and_ends(
+    head: socket.socket, raylet: "subprocess.Popen[bytes]", tmp_path: Path, lost: str
 ) -> None:
     where, note = address(head), tmp_path / "note"
     process = start(head, raylet, note)
-    head.close()
+    if lost == "head":
+        head.close()
+        message = f"the head of the Ray cluster ({where}) has not answered"
+    else:
+        raylet.kill()
+        message = f"raylet on this machine (process {raylet.pid}) has ended"
     _, said = process.communicate(timeout=15)
     assert process.returncode == 1
-    assert f"the head of the Ray cluster ({where}) has not answered" in said and "run the same command again" in said
-    assert note.read_text() in said
-
-
-def test_a_process_whose_raylet_is_gone_says_so_and_ends(
-    head: socket.socket, raylet: "subprocess.Popen[bytes]", tmp_path: Path
-) -> None:
-    note = tmp_path / "note"
-    process = start(head, raylet, note)
-    raylet.kill()
-    _, said = process.communicate(timeout=15)
-    assert process.returncode == 1
-    assert f"raylet on this machine (process {raylet.pid}) has ended" in said and "run the same command again" in said
+    assert message in said and "run the same command again" in said
     assert note.read_text() in said
 
 
