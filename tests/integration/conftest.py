@@ -9,7 +9,7 @@ import pytest
 from integration.clusters import RunningCluster, connect, running_cluster
 from integration.desk import GENERATE, Desk, articles
 from integration.in_process import WithoutRay
-from integration.running import Outcome
+from integration.running import Outcome, end_started
 from integration.tiny_model import TinyModel, save_tiny_model
 
 
@@ -21,6 +21,7 @@ def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object
         return (yield)
     finally:
         WithoutRay.now = False
+        end_started()
 
 
 @pytest.fixture(scope="session")

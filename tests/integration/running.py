@@ -21,6 +21,7 @@ from jobs.cli import main
 # In every text that a job reads; it must not be found in anything that a run says.
 CANARY = "zqxcanary"
 TIMEOUT_S = 240
+_started: "list[subprocess.Popen[str]]" = []
 
 
 @dataclass(frozen=True)
@@ -56,8 +57,8 @@ def environment(home: Path, **settings: str) -> dict[str, str]:
 def start_command(
     arguments: list[str], env: Mapping[str, str], folder: Path, command: Sequence[str] = ("gptj-batch",)
 ) -> "subprocess.Popen[str]":
-    """Start `gptj-batch` in a process group of its own, as a shell does."""
-    return subprocess.Popen(
+    """Start `gptj-batch` in a process group of its own, as a shell does; see `end_started`."""
+    process = subprocess.Popen(
         [*command, *arguments],
         env=dict(env),
         cwd=folder,
@@ -66,6 +67,17 @@ def start_command(
         text=True,
         start_new_session=True,
     )
+    _started.append(process)
+    return process
+
+
+def end_started() -> None:
+    """Kill the commands that a failed test has left: they would hold the CPUs that the next tests' jobs need."""
+    while _started:
+        process = _started.pop()
+        if process.poll() is None:
+            process.kill()
+            process.communicate()
 
 
 def outcome(process: "subprocess.Popen[str]", timeout_s: float = TIMEOUT_S) -> Outcome:
