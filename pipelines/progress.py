@@ -7,6 +7,7 @@ from typing import Any, TextIO
 
 LINE_EVERY_S = 10.0
 TERMINAL_EVERY_S = 0.5
+SETTLED_S = 10.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,7 +45,7 @@ class Progress:
     """Tells on a stream how far a run is.
 
     Rates count from the end of start-up, which ends when the first unit comes out, so that loading a model does not
-    make the estimate of the time left wrong.
+    make the estimate of the time left wrong; but units may come out together, and `SETTLED_S` later is soon enough.
     """
 
     def __init__(self, total_rows: int, stream: TextIO, clock: Callable[[], float] = time.monotonic) -> None:
@@ -97,11 +98,11 @@ class Progress:
         return text
 
     def _rates(self) -> tuple[float, float]:
-        """Return rows/s and tokens/s, from the first finished unit on where there is more than that one."""
-        since, before = self._started, Counts()
-        if self._first is not None and self.counts.units > self._first[1].units:
+        """Return rows/s and tokens/s, from the first finished unit on where that is a while ago and more are done."""
+        now, since, before = self._clock(), self._started, Counts()
+        if self._first is not None and self.counts.units > self._first[1].units and now - self._first[0] >= SETTLED_S:
             since, before = self._first
-        elapsed = max(self._clock() - since, 1e-9)
+        elapsed = max(now - since, 1e-9)
         return (self.counts.rows - before.rows) / elapsed, (self.counts.tokens - before.tokens) / elapsed
 
     def _write(self, line: str) -> None:

@@ -75,6 +75,15 @@ def test_rates_count_from_the_first_unit_so_that_start_up_is_left_out() -> None:
     assert progress.line() == "30 of 100 rows (30%) | 2.0 rows/s | 30 tokens/s | 35 s left"
 
 
+def test_units_that_come_out_together_promise_no_more_than_the_whole_time_gives() -> None:
+    progress, clock, _ = started()
+    clock.now += 16.0
+    progress.add(unit(20, 0, 100, 60))
+    clock.now += 0.02
+    progress.add(unit(60, 0, 100, 60))
+    assert progress.line() == "80 of 100 rows (80%) | 5.0 rows/s | 20 tokens/s | 4 s left"
+
+
 def test_with_one_unit_the_whole_time_counts() -> None:
     progress, clock, _ = started()
     clock.now += 5.0
