@@ -20,6 +20,9 @@ from gptj_batch.errors import BackendError, ConfigError
 
 # The object store holds the tables in flight; this is far more than they need, and fits a small /dev/shm.
 LOCAL_OBJECT_STORE_BYTES = 1 << 30
+# Ray ends workers that are idle for a second, down to one for each CPU, and a new one takes seconds of a CPU to import
+# what it needs: on two CPUs, where four stages and a replica take turns, a sixth of a short run's time went there.
+IDLE_WORKERS = 8
 CONNECT_TIMEOUT_S = 10.0
 THREADS_END_WITHIN_S = 10.0
 _CREDENTIALS = struct.Struct("3i")  # process, user and group at a socket's other end, as Linux gives them
@@ -152,9 +155,12 @@ def _init_local(folder: str) -> None:
         logging_level=logging.ERROR,
         object_store_memory=LOCAL_OBJECT_STORE_BYTES,
         _temp_dir=folder,  # short: a socket's path has room for about a hundred characters
-        # Else Ray holds the driver until a worker for each CPU has come up, for ever if one of them is killed before
-        # (https://github.com/ray-project/ray/issues/40131).
-        _system_config={"prestart_worker_first_driver": False},
+        _system_config={
+            # Else Ray holds the driver until a worker for each CPU has come up, for ever if one of them is killed
+            # before (https://github.com/ray-project/ray/issues/40131).
+            "prestart_worker_first_driver": False,
+            "num_workers_soft_limit": max(IDLE_WORKERS, os.cpu_count() or 1),
+        },
     )
 
 

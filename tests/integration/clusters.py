@@ -15,9 +15,13 @@ import pytest
 import ray
 from ray.cluster_utils import Cluster
 
+from pipelines.cluster import IDLE_WORKERS
+
 Started = TypeVar("Started")
 HEAD_CPUS = 2
 OBJECT_STORE_BYTES = 1 << 30
+# As of the clusters that the command starts: jobs after one another find workers that have imported everything.
+IDLE_WORKERS_KEPT = {"num_workers_soft_limit": IDLE_WORKERS}
 QUICK_HEALTH_CHECKS = {
     "health_check_period_ms": 1000,
     "health_check_failure_threshold": 5,
@@ -67,9 +71,10 @@ def running_cluster(*nodes: dict[str, float], notices_losses: bool = False) -> I
         patch.delenv("PYTEST_CURRENT_TEST", raising=False)
         # The head's log monitor reads all logs all the time, for drivers that want to show them: no test does.
         spared = {"include_dashboard": False, "include_log_monitor": False}
-        head = {"num_cpus": HEAD_CPUS, "object_store_memory": OBJECT_STORE_BYTES, **spared}
-        if notices_losses:
-            head["_system_config"] = QUICK_HEALTH_CHECKS
+        config = {**IDLE_WORKERS_KEPT, **(QUICK_HEALTH_CHECKS if notices_losses else {})}
+        head = {
+            "num_cpus": HEAD_CPUS, "object_store_memory": OBJECT_STORE_BYTES, "_system_config": config, **spared,
+        }  # fmt: skip
         cluster = _patiently(lambda: Cluster(initialize_head=True, head_node_args={**head, "temp_dir": str(folder)}))
         running = RunningCluster(cluster.address, folder, cluster)
         try:
