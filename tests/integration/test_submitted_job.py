@@ -76,7 +76,7 @@ def ray_head(home: Path, **settings: str) -> Iterator[Head]:
         _wait_until_up(head, process, log)
         yield head
     finally:
-        for number, wait_s in ((signal.SIGTERM, 20), (signal.SIGKILL, 20)):
+        for number, wait_s in ((signal.SIGTERM, 5), (signal.SIGKILL, 20)):
             try:
                 os.killpg(process.pid, number)
                 process.wait(wait_s)
@@ -177,6 +177,7 @@ def gptj_batch(head: Head, folder: Path, *arguments: str) -> "subprocess.Complet
     )
 
 
+@pytest.mark.extended
 def test_the_commands_about_submitted_jobs_work_together(config: Path, tmp_path: Path, open_head: Head) -> None:
     """Paths in the job file are relative, and the cluster's folder is another one."""
     config.write_text(config.read_text().replace(f"{tmp_path}/", ""))
