@@ -86,7 +86,7 @@ def test_a_run_whose_last_worker_is_lost_waits_for_a_new_one_and_says_so(
 
     desk = Desk(tmp_path, tiny, three_nodes)
     # Slow: a replica must have much to do when it is killed, or what is left needs none.
-    ended = run_while(desk, on_gpus(desk, request_s=0.1), 2, replace)
+    ended = run_while(desk, on_gpus(desk, request_s=0.5), 2, replace)
     assert ended.code == 0, ended.stderr
     assert "waiting: no machine of the cluster has room for a replica (1 GPUs and 0.5 CPUs)" in ended.stderr
     assert output_table(desk.output()).to_pylist() == expected
