@@ -20,7 +20,7 @@ from gptj_batch.stages.careful_stage import CarefulStage
 from gptj_batch.stages.decode import DecodeStage
 from gptj_batch.stages.infer import InferStage
 from gptj_batch.stages.read import ReadStage
-from gptj_batch.stages.resources import ReplicaPlan
+from gptj_batch.stages.resources import ReplicaPlan, tasks_at_once
 from gptj_batch.stages.tokenize import TokenizeStage
 from gptj_batch.stages.write import WriteStage
 from pipelines.prepare import Run
@@ -45,14 +45,16 @@ def build(run: Run, pending: NDArray[np.int32], replicas: ReplicaPlan, fence: Fe
     care = None if fence is None else row_care(run, fence)
     careful = partial(_careful, run, care)
 
-    units = unit_numbers(len(pending))
+    at_once = tasks_at_once(len(pending))
+    units = unit_numbers(len(pending), at_once)
     read = ReadStage(run.plan, pending, run.columns, job.input.key)
-    records = on_cpu(units, careful(read, "read", read.unit_of))
-    prompts = on_cpu(records, careful(TokenizeStage(task, model, revision, run.model.n_positions), "tokenized"))
+    records = on_cpu(units, careful(read, "read", read.unit_of), at_once)
+    tokenize = TokenizeStage(task, model, revision, run.model.n_positions)
+    prompts = on_cpu(records, careful(tokenize, "tokenized"), at_once)
     infer = (task, replica_settings(run, replicas.device, replicas.num_threads), care)
     results = on_replicas(prompts, InferStage, infer, replicas, tables_at_once(run), len(pending))
-    columns = on_cpu(results, careful(DecodeStage(task, model, revision, output.prefix), "decoded"))
-    return on_cpu(columns, careful(write_stage(run, fence), "written"))
+    columns = on_cpu(results, careful(DecodeStage(task, model, revision, output.prefix), "decoded"), at_once)
+    return on_cpu(columns, careful(write_stage(run, fence), "written"), at_once)
 
 
 def _careful(

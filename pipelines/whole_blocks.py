@@ -49,14 +49,14 @@ def _number(unit: int) -> list[pa.Table]:
     return [pa.table({"id": [unit]}, schema=_NUMBER_SCHEMA)]
 
 
-def _read(num_units: int) -> Dataset:
+def _read(num_units: int, at_once: int | None = None) -> Dataset:
     numbers: Dataset = ray.data.read_datasource(
-        UnitNumbers(num_units), num_cpus=CPU_STAGE_CPUS, override_num_blocks=num_units
+        UnitNumbers(num_units), num_cpus=CPU_STAGE_CPUS, override_num_blocks=num_units, concurrency=at_once
     )
     return numbers
 
 
-def unit_numbers(num_units: int) -> Dataset:
+def unit_numbers(num_units: int, at_once: int | None = None) -> Dataset:
     """Return a dataset of one block a unit, holding its place from 0 in the column `id`; it is planned at once."""
     context = DataContext.get_current()
     context.target_max_block_size = None
@@ -65,7 +65,7 @@ def unit_numbers(num_units: int) -> Dataset:
     context.print_on_execution_start = False
     # A first table may wait for a model of many gigabytes to load, and a table of long generations for its end.
     context.execution_no_progress_timeout_s = -1
-    return _read(num_units)
+    return _read(num_units, at_once)
 
 
 def unit_numbers_in_order(num_units: int) -> Dataset:
@@ -95,13 +95,15 @@ def streamed(dataset: Dataset, stage: Callable[[pa.Table], Iterator[pa.Table]]) 
     return dataset.map_batches_internal(call, batch_size=None, batch_format="pyarrow", num_cpus=CPU_STAGE_CPUS)
 
 
-def on_cpu(dataset: Dataset, stage: Stage) -> Dataset:
-    """Run a stage in tasks; neighbouring ones are fused by Ray."""
+def on_cpu(dataset: Dataset, stage: Stage, at_once: int | None = None) -> Dataset:
+    """Run a stage in tasks, at most `at_once` of them at a time; neighbouring ones with the same limit Ray fuses."""
 
     def call(table: pa.Table) -> pa.Table:
         return stage(table)
 
-    return dataset.map_batches_internal(call, batch_size=None, batch_format="pyarrow", num_cpus=CPU_STAGE_CPUS)
+    return dataset.map_batches_internal(
+        call, batch_size=None, batch_format="pyarrow", num_cpus=CPU_STAGE_CPUS, concurrency=at_once
+    )
 
 
 def on_replicas(

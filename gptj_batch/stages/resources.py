@@ -9,6 +9,8 @@ from gptj_batch.errors import ConfigError
 # Reading, tokenizing, decoding and writing are short and mostly wait on the disk; a whole CPU for each would starve
 # them next to a replica on a small machine.
 CPU_STAGE_CPUS = 0.25
+# A process that runs them takes Ray three seconds of a CPU to start, a unit mostly a tenth of one.
+UNITS_A_PROCESS = 8
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,6 +37,11 @@ class ReplicaPlan:
     def device(self) -> str:
         """Return the device that a replica computes on."""
         return "cuda" if self.num_gpus > 0 else "cpu"
+
+
+def tasks_at_once(num_units: int) -> int:
+    """Return how many tasks of a stage on CPUs may run at once: its units should be worth the processes."""
+    return max(1, -(-num_units // UNITS_A_PROCESS))
 
 
 def plan_replicas(

@@ -163,6 +163,7 @@ def _watch(command: list[str], work: LegWork, log: Path, name: str) -> None:
 @contextmanager
 def _process(command: list[str], log: Path) -> Iterator["subprocess.Popen[bytes]"]:
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1"}
+    environment.pop("PYTHONDONTWRITEBYTECODE", None)  # a package that is installed has its bytecode
     with log.open("w") as file:
         process = subprocess.Popen(  # noqa: S603 - ourselves
             command, cwd=ROOT, env=environment, stdout=file, stderr=subprocess.STDOUT, start_new_session=True

@@ -55,7 +55,7 @@ def through_bytes(table: pa.Table) -> pa.Table:
     return pa.ipc.open_stream(sink.getvalue()).read_all()
 
 
-def on_cpu(tables: Tables, stage: Stage) -> Tables:
+def on_cpu(tables: Tables, stage: Stage, *_: object) -> Tables:
     pickled = cloudpickle.dumps(stage)
     return tables.then(lambda: cloudpickle.loads(pickled))
 
@@ -73,7 +73,7 @@ def stages_here() -> Iterator[None]:
         patch.setattr(jobs.run, "head_address", lambda: "nowhere")
         patch.setattr(jobs.run, "raylet_process", lambda: None)
         patch.setattr(jobs.run, "node_resources", lambda: [{"CPU": CPUS}])
-        patch.setattr(pipelines.build, "unit_numbers", Tables)
+        patch.setattr(pipelines.build, "unit_numbers", lambda num_units, *_: Tables(num_units))
         patch.setattr(pipelines.build, "on_cpu", on_cpu)
         patch.setattr(pipelines.build, "on_replicas", on_replicas)
         yield

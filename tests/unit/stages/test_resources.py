@@ -3,7 +3,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gptj_batch.errors import ConfigError
-from gptj_batch.stages.resources import CPU_STAGE_CPUS, ReplicaPlan, plan_replicas
+from gptj_batch.stages.resources import CPU_STAGE_CPUS, ReplicaPlan, plan_replicas, tasks_at_once
 
 
 def node(cpus: float, gpus: float = 0.0) -> dict[str, float]:
@@ -152,3 +152,7 @@ def test_a_plan_knows_what_it_claims_and_whether_a_node_has_room_for_it() -> Non
     assert plan.has_room([{"CPU": 64.0}, node])
     assert not plan.has_room([{"CPU": 64.0}, {"CPU": 2.0, "GPU": 1.0}])
     assert not plan.has_room([])
+
+
+def test_a_short_run_starts_one_process_for_its_stages_and_a_longer_one_as_many_as_it_has_work_for() -> None:
+    assert [tasks_at_once(units) for units in (0, 1, 8, 9, 64, 2000)] == [1, 1, 1, 2, 8, 250]
