@@ -156,6 +156,15 @@ def test_settings_that_cannot_work_are_refused_before_an_engine_starts(
         make_backend("vllm", model_path=folder, device="cpu", **settings)
 
 
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_a_cpu_takes_the_dtypes_of_a_gpu_as_the_native_engine_does(folder: Path, dtype: str) -> None:
+    native, vllm = both(folder, long_requests(4), dtype=dtype)
+    assert all(isinstance(one, Generated) for one in (*native, *vllm))
+    # Only the first: two engines round differently, and what follows one other token is another text.
+    first = [[one.token_ids[0] for one in answers if isinstance(one, Generated)] for answers in (native, vllm)]
+    assert first[0] == first[1]
+
+
 def test_a_folder_without_weights_is_an_engine_that_does_not_start(folder: Path, tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text((folder / "config.json").read_text())
     # The cause stands in the message, which vLLM itself only logs in the process that is gone.
