@@ -12,7 +12,8 @@ def surroundings(threads: int) -> dict[str, Any]:
     """Return commit, hardware and versions; the peers' versions stand with their legs."""
     return {
         "commit": _git("rev-parse", "HEAD"),
-        "uncommitted_changes": bool(_git("status", "--porcelain", "--untracked-files=no")),
+        # The results are no change: a benchmark of several rounds writes them after each.
+        "uncommitted_changes": bool(_git("status", "--porcelain", "--untracked-files=no", ":/", ":!/jobs/bench/results")),
         "hardware": {
             "cpu": _cpu(),
             "cores": os.cpu_count(),
