@@ -13,7 +13,9 @@ def surroundings(threads: int) -> dict[str, Any]:
     return {
         "commit": _git("rev-parse", "HEAD"),
         # The results are no change: a benchmark of several rounds writes them after each.
-        "uncommitted_changes": bool(_git("status", "--porcelain", "--untracked-files=no", ":/", ":!/jobs/bench/results")),
+        "uncommitted_changes": bool(
+            _git("status", "--porcelain", "--untracked-files=no", ":/", ":!/jobs/bench/results")
+        ),
         "hardware": {
             "cpu": _cpu(),
             "cores": os.cpu_count(),
