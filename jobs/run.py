@@ -37,10 +37,10 @@ from jobs.cluster_watch import EXIT_CODE as EXIT_LOST
 from jobs.cluster_watch import OWN_PATIENCE_S, PATIENCE_S, cluster_watched
 from jobs.failures import Stopped, ending, stop_on_signals
 from jobs.limits import TimeLimits
-from jobs.waiting import waiting_told
+from jobs.waiting import waiting_told, why_waiting
 from pipelines.backend_choice import choose_backend, gpus_of_replica, memory_plan, with_backend
 from pipelines.breaker import Breaker, was_stopped
-from pipelines.cluster import head_address, node_resources, raylet_process
+from pipelines.cluster import free_resources, head_address, node_resources, raylet_process
 from pipelines.config import Job, load_job
 from pipelines.destination import check_output, claim_output, placed
 from pipelines.finish import finish
@@ -185,7 +185,7 @@ def _run_units(
     facts: dict[str, Any] = {}
     try:
         tables = build(run, pending, replicas, fence).iter_batches(batch_size=None, batch_format="pyarrow")
-        with waiting_told(progress, lambda: replicas.has_room(node_resources()), replicas.claim):
+        with waiting_told(progress, lambda begun: why_waiting(replicas, node_resources(), free_resources(), begun)):
             for table in tables:
                 assert isinstance(table, pa.Table)
                 for counts in table.to_pylist():

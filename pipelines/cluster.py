@@ -171,6 +171,14 @@ def node_resources() -> list[Mapping[str, float]]:
     return [node["Resources"] for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]
 
 
+def free_resources() -> Mapping[str, float]:
+    """Return what nobody has taken, of all nodes together."""
+    import ray
+
+    free: Mapping[str, float] = ray.available_resources()
+    return free
+
+
 def head_address() -> str:
     """Return host:port of the head's server, which everything depends on; nothing where there is no connection."""
     import ray

@@ -11,6 +11,7 @@ from gptj_batch.errors import ConfigError
 CPU_STAGE_CPUS = 0.25
 # A process that runs them takes Ray three seconds of a CPU to start, a unit mostly a tenth of one.
 UNITS_A_PROCESS = 8
+_ROUNDING = 1e-6
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,6 +33,10 @@ class ReplicaPlan:
     def has_room(self, nodes: Sequence[Mapping[str, float]]) -> bool:
         """Say whether one replica fits on a node, were it alone on it."""
         return any(_fitting(node, self.num_gpus, self.num_cpus) for node in nodes)
+
+    def is_left(self, free: Mapping[str, float]) -> bool:
+        """Say whether what is free of all nodes together would do for one replica, wherever it lies."""
+        return free.get("CPU", 0) + _ROUNDING >= self.num_cpus and free.get("GPU", 0) + _ROUNDING >= self.num_gpus
 
     @property
     def device(self) -> str:
@@ -121,7 +126,7 @@ def _on_gpus(node: Mapping[str, float], num_gpus: float) -> int:
 
 def _times(whole: float, share: float) -> int:
     """Return how often a share fits; five times for a fifth, which `1 // 0.2` does not say."""
-    return floor(whole / share + 1e-6)
+    return floor(whole / share + _ROUNDING)
 
 
 def _described(nodes: Sequence[Mapping[str, float]]) -> str:

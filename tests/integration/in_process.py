@@ -73,6 +73,7 @@ def stages_here() -> Iterator[None]:
         patch.setattr(jobs.run, "head_address", lambda: "nowhere")
         patch.setattr(jobs.run, "raylet_process", lambda: None)
         patch.setattr(jobs.run, "node_resources", lambda: [{"CPU": CPUS}])
+        patch.setattr(jobs.run, "free_resources", lambda: {"CPU": CPUS})
         patch.setattr(pipelines.build, "unit_numbers", lambda num_units, *_: Tables(num_units))
         patch.setattr(pipelines.build, "on_cpu", on_cpu)
         patch.setattr(pipelines.build, "on_replicas", on_replicas)

@@ -5,18 +5,28 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import ray
 import ray._private.state
 
 from gptj_batch.stages.resources import plan_replicas
 from integration.probes import Describe, MakeRows, Replica
 from integration.running import CANARY, Outcome, output_table, run_here, write_job
 from integration.tiny_model import TinyModel
+from jobs import waiting
 from pipelines.cluster import node_resources
+from pipelines.progress import Progress
 from pipelines.whole_blocks import on_cpu, on_replicas, unit_numbers
 
 # Two nodes of two CPUs and two GPUs, and a head without. No GPU is there, so the backend is the fake.
 pytestmark = [pytest.mark.timeout(600), pytest.mark.usefixtures("on_gpu_nodes")]
 NUM_GPUS = 4
+
+
+class Other:
+    """What somebody else runs."""
+
+    def is_there(self) -> bool:
+        return True
 
 
 @pytest.fixture
@@ -101,3 +111,24 @@ def test_a_replica_that_fits_nowhere_is_a_configuration_error(
     assert reason in ended.stderr
     assert "Traceback" not in ended.stderr
     assert (replicas, list(output.glob("part-*"))) == ([], [])
+
+
+def test_a_run_for_which_others_leave_no_gpu_says_so_and_begins_when_they_end(
+    records: Path, tiny: TinyModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    others = [ray.remote(Other).options(num_gpus=2, num_cpus=0).remote() for _ in range(2)]
+    ray.get([other.is_there.remote() for other in others])
+    say = Progress.say
+
+    def say_and_end_the_others(progress: Progress, message: str) -> None:
+        say(progress, message)
+        if "others hold what a replica takes (1 GPUs and" in message:
+            for other in others:
+                ray.kill(other)
+
+    monkeypatch.setattr(waiting, "QUIET_S", 2.0)
+    monkeypatch.setattr(Progress, "say", say_and_end_the_others)
+    ended, output, _ = run_job(records, tiny)
+    assert ended.code == 0, ended.stderr
+    assert ended.stderr.count("no row is done yet") == 1 and "free in the whole cluster: 0 GPUs" in ended.stderr
+    assert output_table(output).num_rows == 300
