@@ -22,13 +22,6 @@ pytestmark = [pytest.mark.timeout(600), pytest.mark.usefixtures("on_gpu_nodes")]
 NUM_GPUS = 4
 
 
-class Other:
-    """What somebody else runs."""
-
-    def is_there(self) -> bool:
-        return True
-
-
 @pytest.fixture
 def records(tmp_path: Path) -> Path:
     file = tmp_path / "records.parquet"
@@ -113,9 +106,14 @@ def test_a_replica_that_fits_nowhere_is_a_configuration_error(
     assert (replicas, list(output.glob("part-*"))) == ([], [])
 
 
+@pytest.mark.extended
 def test_a_run_for_which_others_leave_no_gpu_says_so_and_begins_when_they_end(
     records: Path, tiny: TinyModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    class Other:  # here, where Ray's workers need no module of the tests for it
+        def is_there(self) -> bool:
+            return True
+
     others = [ray.remote(Other).options(num_gpus=2, num_cpus=0).remote() for _ in range(2)]
     ray.get([other.is_there.remote() for other in others])
     say = Progress.say
@@ -128,7 +126,7 @@ def test_a_run_for_which_others_leave_no_gpu_says_so_and_begins_when_they_end(
 
     monkeypatch.setattr(waiting, "QUIET_S", 2.0)
     monkeypatch.setattr(Progress, "say", say_and_end_the_others)
-    ended, output, _ = run_job(records, tiny)
+    ended, output, _ = run_job(records, tiny, max=1)
     assert ended.code == 0, ended.stderr
     assert ended.stderr.count("no row is done yet") == 1 and "free in the whole cluster: 0 GPUs" in ended.stderr
     assert output_table(output).num_rows == 300
