@@ -175,7 +175,7 @@ def free_resources() -> Mapping[str, float]:
     """Return what nobody has taken, of all nodes together."""
     import ray
 
-    free: Mapping[str, float] = ray.available_resources()
+    free: Mapping[str, float] = ray.available_resources()  # type: ignore[no-untyped-call]
     return free
 
 
