@@ -28,7 +28,7 @@ def why_waiting(
             f"waiting: no machine of the cluster has room for a replica ({replicas.claim}). The run goes on when one "
             "has; stopped, the same command goes on later"
         )
-    if has_begun or replicas.is_left(free):
+    if has_begun or replicas.fits_into(free):
         return None
     return (
         "no row is done yet: the model is still loading, the first rows take long, or the run waits because others "

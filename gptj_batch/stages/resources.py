@@ -34,8 +34,8 @@ class ReplicaPlan:
         """Say whether one replica fits on a node, were it alone on it."""
         return any(_fitting(node, self.num_gpus, self.num_cpus) for node in nodes)
 
-    def is_left(self, free: Mapping[str, float]) -> bool:
-        """Say whether what is free of all nodes together would do for one replica, wherever it lies."""
+    def fits_into(self, free: Mapping[str, float]) -> bool:
+        """Say whether one replica fits into what is free of all nodes together, wherever that lies."""
         return free.get("CPU", 0) + _ROUNDING >= self.num_cpus and free.get("GPU", 0) + _ROUNDING >= self.num_gpus
 
     @property
