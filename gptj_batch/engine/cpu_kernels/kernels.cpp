@@ -8,7 +8,7 @@
 //     values, bfloat16: [token / 2][channel][2]
 // Channels are padded with zeros to a multiple of 16.
 //
-// Every sum has one order, whatever stands beside it: a score is summed over channels, a softmax over tiles of 16 in
+// Every sum has one order, whatever stands beside it: a score is summed over channels, a softmax over vectors of keys in
 // the order of the sequence, an output over tokens in that order. So a token's result is the same, bit for bit, whether
 // it is computed alone or in a chunk, in whatever company, with its context computed now or found in the cache.
 //
@@ -18,7 +18,7 @@
 //     E   what the cache holds: float, or uint16_t for bfloat16
 //     NQ  queries of one sequence that are computed together, at most QUERIES, and share each load
 //     NT  tiles of keys whose scores are computed together
-//     NC  vectors of channels of the values that are summed together
+//     NV  vectors of channels of the values that are summed together
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
@@ -31,15 +31,26 @@
 
 namespace {
 
-constexpr int LANES = 16;
-constexpr int QUERIES = 6;  // that share each load of a key or value: 6 x 4 sums and 4 loads fill 28 of 32 registers
-typedef float Vec __attribute__((vector_size(64)));
-typedef int32_t IVec __attribute__((vector_size(64)));
+constexpr int TILE = 16;    // tokens
+constexpr int QUERIES = 6;  // that share each load of a key or value
+// A vector is what one register holds: of longer ones g++ keeps every sum in memory, which is twenty times as slow.
+// SUMS of them leave enough registers, of 32 or 16, for what is loaded.
+#ifdef __AVX512F__
+constexpr int LANES = 16, SUMS = 24;
+#else
+constexpr int LANES = 8, SUMS = 12;
+#endif
+constexpr int PARTS = TILE / LANES;
+typedef float Vec __attribute__((vector_size(LANES * 4)));
+typedef int32_t IVec __attribute__((vector_size(LANES * 4)));
+
+// How many vectors, at most `most`, have room for the sums of so many queries.
+constexpr int fitting(int queries, int most) { return queries * most <= SUMS ? most : fitting(queries, most / 2); }
 
 inline Vec load(const float* from) { Vec v; std::memcpy(&v, from, sizeof v); return v; }
 inline Vec widen(const float* from) { return load(from); }
 inline Vec widen(const uint16_t* from) {
-    typedef uint16_t Half __attribute__((vector_size(32)));
+    typedef uint16_t Half __attribute__((vector_size(LANES * 2)));
     Half half; std::memcpy(&half, from, sizeof half);
     return (Vec)(__builtin_convertvector(half, IVec) << 16);
 }
@@ -56,7 +67,7 @@ inline IVec round_bits(Vec x) {
     return (x == x) ? bits + 0x7fff + ((bits >> 16) & 1) : IVec{} + 0x7fc00000;
 }
 inline void store_rounded(uint16_t* to, Vec x) {
-    typedef int16_t Half __attribute__((vector_size(32)));
+    typedef int16_t Half __attribute__((vector_size(LANES * 2)));
     const Half half = __builtin_convertvector(round_bits(x) >> 16, Half);
     std::memcpy(to, &half, sizeof half);
 }
@@ -64,7 +75,7 @@ inline void store_rounded(float* to, Vec x) { store(to, x); }
 inline void assign(uint16_t& to, float x) { to = uint16_t(uint32_t(round_bits(splat(x))[0]) >> 16); }
 inline void assign(float& to, float x) { to = x; }
 
-// acc + a[0] * b[0] + a[1] * b[1] in each lane: a is 16 pairs of bfloat16, b one pair.
+// acc + a[0] * b[0] + a[1] * b[1] in each lane: a is a pair of bfloat16 for each, b one pair.
 inline Vec dot_pairs(Vec acc, IVec a, int32_t b) {
 #ifdef __AVX512BF16__
     return (Vec)_mm512_dpbf16_ps((__m512)acc, (__m512bh)(__m512i)a, (__m512bh)_mm512_set1_epi32(b));
@@ -111,7 +122,7 @@ inline float max_lanes(Vec v) {
 struct Shape {
     int heads, channels, padded, rotary, block_tokens;
     float scale;
-    size_t tile() const { return size_t(LANES) * padded; }
+    size_t tile() const { return size_t(TILE) * padded; }
     size_t page() const { return size_t(block_tokens) * padded; }
 };
 
@@ -132,7 +143,7 @@ template <class E>
 struct Tiles {
     const E* base; const int32_t* table; const Shape* shape; int head;
     const E* operator[](int tile) const {
-        const int per_block = shape->block_tokens / LANES;
+        const int per_block = shape->block_tokens / TILE;
         const size_t page = size_t(table[tile / per_block]) * shape->heads + head;
         return base + page * shape->page() + (tile % per_block) * shape->tile();
     }
@@ -169,7 +180,8 @@ void score_tiles(
     const E* const* query, const Tiles<E>& keys, int tile, float* scores, size_t stride, const Shape& s,
     const Stream<E>& stream
 ) {
-    Vec acc[NQ][NT] = {};
+    constexpr int NV = NT * PARTS;
+    Vec acc[NQ][NV] = {};
     const E* k[NT];
     const char* ahead[NT];
     for (int t = 0; t < NT; t++) k[t] = keys[tile + t];
@@ -177,71 +189,81 @@ void score_tiles(
         for (int t = 0; t < NT; t++) ahead[t] = stream.at(tile + t + AHEAD);
     if constexpr (sizeof(E) == 2) {
         for (int c = 0; c < s.padded; c += 2) {
-            IVec key[NT];
-            for (int t = 0; t < NT; t++) key[t] = load_pairs(k[t] + c * LANES);
+            IVec key[NV];
+            for (int v = 0; v < NV; v++) key[v] = load_pairs(k[v / PARTS] + c * TILE + v % PARTS * LANES * 2);
             if constexpr (NQ == 1)
-                for (int t = 0; t < NT; t++) ask_for(ahead[t], c * LANES * sizeof(E));
+                for (int t = 0; t < NT; t++) ask_for(ahead[t], c * TILE * sizeof(E));
             for (int q = 0; q < NQ; q++) {
                 int32_t pair; std::memcpy(&pair, query[q] + c, 4);
-                for (int t = 0; t < NT; t++) acc[q][t] = dot_pairs(acc[q][t], key[t], pair);
+                for (int v = 0; v < NV; v++) acc[q][v] = dot_pairs(acc[q][v], key[v], pair);
             }
         }
     } else {
         for (int c = 0; c < s.padded; c++) {
-            Vec key[NT];
-            for (int t = 0; t < NT; t++) key[t] = load(k[t] + c * LANES);
+            Vec key[NV];
+            for (int v = 0; v < NV; v++) key[v] = load(k[v / PARTS] + c * TILE + v % PARTS * LANES);
             if constexpr (NQ == 1)
-                for (int t = 0; t < NT; t++) ask_for(ahead[t], c * LANES * sizeof(E));
+                for (int t = 0; t < NT; t++) ask_for(ahead[t], c * TILE * sizeof(E));
             for (int q = 0; q < NQ; q++)
-                for (int t = 0; t < NT; t++) acc[q][t] += key[t] * query[q][c];
+                for (int v = 0; v < NV; v++) acc[q][v] += key[v] * query[q][c];
         }
     }
     for (int q = 0; q < NQ; q++)
-        for (int t = 0; t < NT; t++) store(scores + q * stride + (tile + t) * LANES, acc[q][t] * s.scale);
+        for (int v = 0; v < NV; v++) store(scores + q * stride + tile * TILE + v * LANES, acc[q][v] * s.scale);
 }
 
-// Weighted values of NQ queries, NC vectors of channels from `channel` on.
-template <class E, int NQ, int NC>
+// Scores against all tiles from `tile` on, NT of them at once as long as there are so many.
+template <class E, int NQ, int NT>
+void score_all(
+    const E* const* query, const Tiles<E>& keys, int tile, int num_tiles, float* scores, size_t stride, const Shape& s,
+    const Stream<E>& stream
+) {
+    for (; tile + NT <= num_tiles; tile += NT) score_tiles<E, NQ, NT>(query, keys, tile, scores, stride, s, stream);
+    if constexpr (NT > 1) score_all<E, NQ, NT - 1>(query, keys, tile, num_tiles, scores, stride, s, stream);
+}
+
+// Weighted values of NQ queries, NV vectors of channels from `channel` on.
+template <class E, int NQ, int NV>
 void mix_channels(
     const E* const* weights, const Tiles<E>& values, int num_keys, int channel, float* out, size_t stride,
     const Shape& s, const Stream<E>& stream
 ) {
-    Vec acc[NQ][NC] = {};
-    for (int tile = 0; tile * LANES < num_keys; tile++) {
-        const E* v = values[tile];
-        const int count = std::min(LANES, num_keys - tile * LANES);
+    Vec acc[NQ][NV] = {};
+    for (int tile = 0; tile * TILE < num_keys; tile++) {
+        const E* from = values[tile];
+        const int count = std::min(TILE, num_keys - tile * TILE);
         const char* ahead = nullptr;
         if constexpr (NQ == 1)
             if (channel == 0) ahead = stream.at(stream.counts[0] + tile + AHEAD);
         if constexpr (sizeof(E) == 2) {
             for (int j = 0; j < count; j += 2) {
-                IVec value[NC];
+                IVec value[NV];
                 if constexpr (NQ == 1)
                     for (size_t line = 0; line < s.padded * 4u; line += 64)
                         ask_for(ahead, size_t(j) * s.padded * 2 + line);
-                for (int c = 0; c < NC; c++) {
-                    value[c] = load_pairs(v + (size_t(j) * s.padded + (channel + c * LANES) * 2));
-                    if (j + 1 == count) value[c] &= 0xffff;  // nothing is known of what stands behind the last token
+                for (int v = 0; v < NV; v++) {
+                    value[v] = load_pairs(from + (size_t(j) * s.padded + (channel + v * LANES) * 2));
+                    if (j + 1 == count) value[v] &= 0xffff;  // nothing is known of what stands behind the last token
                 }
                 for (int q = 0; q < NQ; q++) {
-                    int32_t pair; std::memcpy(&pair, weights[q] + tile * LANES + j, 4);
-                    for (int c = 0; c < NC; c++) acc[q][c] = dot_pairs(acc[q][c], value[c], pair);
+                    int32_t pair; std::memcpy(&pair, weights[q] + tile * TILE + j, 4);
+                    for (int v = 0; v < NV; v++) acc[q][v] = dot_pairs(acc[q][v], value[v], pair);
                 }
             }
         } else {
             for (int j = 0; j < count; j++) {
-                Vec value[NC];
+                Vec value[NV];
                 if constexpr (NQ == 1)
                     for (size_t line = 0; line < s.padded * 4u; line += 64)
                         ask_for(ahead, size_t(j) * s.padded * 4 + line);
-                for (int c = 0; c < NC; c++) value[c] = load(v + size_t(j) * s.padded + channel + c * LANES);
+                for (int v = 0; v < NV; v++) value[v] = load(from + size_t(j) * s.padded + channel + v * LANES);
                 for (int q = 0; q < NQ; q++)
-                    for (int c = 0; c < NC; c++) acc[q][c] += value[c] * weights[q][tile * LANES + j];
+                    for (int v = 0; v < NV; v++) acc[q][v] += value[v] * weights[q][tile * TILE + j];
             }
         }
     }
     for (int q = 0; q < NQ; q++)
-        for (int c = 0; c < NC; c++) store(out + q * stride + channel + c * LANES, acc[q][c]);
+        for (int v = 0; v < NV; v++) store(out + q * stride + channel + v * LANES, acc[q][v]);
 }
 
 // Turn the first `rotary` channels, pair by pair, in float32; pass the rest through, and fill up with zeros.
@@ -286,14 +308,14 @@ struct Call {
     // Store keys and values of one head. Whole tiles are written line by line: a token alone touches every line.
     void write(const Write& w, int head, E* rotated) const {
         const Shape& s = shape;
-        const size_t offset = w.slot % s.block_tokens, lane = offset % LANES, width = size_t(s.heads) * s.channels;
-        const size_t tile = (size_t(w.slot / s.block_tokens) * s.heads + head) * s.page() + offset / LANES * s.tile();
+        const size_t offset = w.slot % s.block_tokens, lane = offset % TILE, width = size_t(s.heads) * s.channels;
+        const size_t tile = (size_t(w.slot / s.block_tokens) * s.heads + head) * s.page() + offset / TILE * s.tile();
         E *to_keys = keys + tile, *to_values = values + tile;
         for (int i = 0; i < w.count; i++) rotate_token(w.row + i, 1, head, rotated + i * s.padded);
         constexpr int GROUP = sizeof(E) == 2 ? 2 : 1;  // channels of a key that stand side by side
         for (int c = 0; c < s.padded; c += GROUP)
             for (int i = 0; i < w.count; i++)
-                std::memcpy(to_keys + c * LANES + (lane + i) * GROUP, rotated + i * s.padded + c, GROUP * sizeof(E));
+                std::memcpy(to_keys + c * TILE + (lane + i) * GROUP, rotated + i * s.padded + c, GROUP * sizeof(E));
         for (int i = 0; i < w.count; i++) {
             const E* value = qkv + (w.row + i) * qkv_stride + head * s.channels + 2 * width;
             const size_t token = lane + i;
@@ -308,8 +330,8 @@ struct Call {
     template <int NQ>
     void attend(const Run& run, int first, int head, char* scratch, const Run* next) const {
         const Shape& s = shape;
-        const int num_keys = run.keys_of(first + NQ - 1), num_tiles = (num_keys + LANES - 1) / LANES;
-        const size_t stride = size_t(num_tiles) * LANES;
+        const int num_keys = run.keys_of(first + NQ - 1), num_tiles = (num_keys + TILE - 1) / TILE;
+        const size_t stride = size_t(num_tiles) * TILE;
         E* rotated = reinterpret_cast<E*>(scratch);
         float* mixed = reinterpret_cast<float*>(rotated + size_t(QUERIES) * s.padded);
         float* scores = mixed + size_t(QUERIES) * s.padded;
@@ -323,27 +345,18 @@ struct Call {
         }
         const Tiles<E> key_tiles{keys, tables + run.table, &s, head}, value_tiles{values, tables + run.table, &s, head};
         const Tiles<E> next_tiles{keys, next ? tables + next->table : nullptr, &s, head};
-        const int num_next = NQ == 1 && next ? std::min(AHEAD, (next->keys_of(0) + LANES - 1) / LANES) : 0;
+        const int num_next = NQ == 1 && next ? std::min(AHEAD, (next->keys_of(0) + TILE - 1) / TILE) : 0;
         const Stream<E> stream{{&key_tiles, &value_tiles, &next_tiles}, {num_tiles, num_tiles, num_next}};
-        int tile = 0;
-        for (; tile + 4 <= num_tiles; tile += 4)
-            score_tiles<E, NQ, 4>(query, key_tiles, tile, scores, stride, s, stream);
-        switch (num_tiles - tile) {
-            case 3: score_tiles<E, NQ, 3>(query, key_tiles, tile, scores, stride, s, stream); break;
-            case 2: score_tiles<E, NQ, 2>(query, key_tiles, tile, scores, stride, s, stream); break;
-            case 1: score_tiles<E, NQ, 1>(query, key_tiles, tile, scores, stride, s, stream);
-        }
+        constexpr int NT = fitting(NQ, 4 * PARTS) / PARTS, NV = fitting(NQ, NQ == 1 ? 8 : 4);
+        score_all<E, NQ, NT>(query, key_tiles, 0, num_tiles, scores, stride, s, stream);
         float total[NQ];
         for (int q = 0; q < NQ; q++)
             total[q] = soften(scores + q * stride, weights + q * stride, num_tiles, run, first + q);
         int channel = 0;
-        if constexpr (NQ == 1)
-            for (; channel + 8 * LANES <= s.padded; channel += 8 * LANES)
-                mix_channels<E, NQ, 8>(weight, value_tiles, num_keys, channel, mixed, s.padded, s, stream);
-        for (; channel + 4 * LANES <= s.padded; channel += 4 * LANES)
-            mix_channels<E, NQ, 4>(weight, value_tiles, num_keys, channel, mixed, s.padded, s, stream);
-        for (; channel < s.padded; channel += LANES)
-            mix_channels<E, NQ, 1>(weight, value_tiles, num_keys, channel, mixed, s.padded, s, stream);
+        for (; channel + NV * LANES <= s.padded; channel += NV * LANES)
+            mix_channels<E, NQ, NV>(weight, value_tiles, num_keys, channel, mixed, s.padded, s, stream);
+        for (; channel < s.padded; channel += TILE)
+            mix_channels<E, NQ, PARTS>(weight, value_tiles, num_keys, channel, mixed, s.padded, s, stream);
         for (int q = 0; q < NQ; q++) {
             E* to = out + (run.row + first + q) * out_stride + head * s.channels;
             const float share = 1.0f / total[q], *from = mixed + q * s.padded;
@@ -356,7 +369,7 @@ struct Call {
     // Hide what the query may not see, then turn its scores into weights in place; returns their sum.
     float soften(float* scores, E* weights, int num_tiles, const Run& run, int query) const {
         const float hidden = -std::numeric_limits<float>::infinity();
-        for (int j = run.keys_of(query); j < num_tiles * LANES; j++) scores[j] = hidden;
+        for (int j = run.keys_of(query); j < num_tiles * TILE; j++) scores[j] = hidden;
         if (run.masked >= 0) {
             const int width = run.num_keys - run.masked;
             const uint8_t* seen = mask + run.mask + size_t(query) * width;
@@ -364,16 +377,16 @@ struct Call {
                 if (!seen[j]) scores[run.masked + j] = hidden;
         }
         Vec most = splat(hidden);
-        for (int t = 0; t < num_tiles; t++) {
-            const Vec x = load(scores + t * LANES);
+        for (int j = 0; j < num_tiles * TILE; j += LANES) {
+            const Vec x = load(scores + j);
             most = x > most ? x : most;
         }
         const Vec highest = splat(max_lanes(most));
         Vec total = {};
-        for (int t = 0; t < num_tiles; t++) {
-            const Vec weight = exp_vec(load(scores + t * LANES) - highest);
+        for (int j = 0; j < num_tiles * TILE; j += LANES) {
+            const Vec weight = exp_vec(load(scores + j) - highest);
             total += weight;
-            store_rounded(weights + t * LANES, weight);
+            store_rounded(weights + j, weight);
         }
         return sum_lanes(total);
     }
@@ -390,8 +403,8 @@ void run_layer(
     int max_keys, int threads
 ) {
     const Shape& s = call.shape;
-    const size_t keys = size_t((max_keys + LANES - 1) / LANES) * LANES;
-    const size_t to_attend = QUERIES * (s.padded * (sizeof(E) + 4) + keys * 8), to_write = LANES * s.padded * sizeof(E);
+    const size_t keys = size_t((max_keys + TILE - 1) / TILE) * TILE;
+    const size_t to_attend = QUERIES * (s.padded * (sizeof(E) + 4) + keys * 8), to_write = TILE * s.padded * sizeof(E);
     const size_t bytes = std::max(to_attend, to_write) + 256;
 #pragma omp parallel num_threads(threads)
     {
@@ -495,7 +508,7 @@ void quantize_row(const E* from, int64_t count, uint8_t* to, float* scale) {
     *scale = highest == 0.0f ? 1.0f : highest / 127.0f;
     const float inverse = 1.0f / *scale;
     for (i = 0; i + LANES <= count; i += LANES) {
-        typedef uint8_t Bytes __attribute__((vector_size(16)));
+        typedef uint8_t Bytes __attribute__((vector_size(LANES)));
         const Vec magic = splat(12582912.0f + 128.0f);  // 1.5 * 2^23: its last bits take the nearest whole number
         const Bytes bytes = __builtin_convertvector((IVec)(widen(from + i) * inverse + magic) & 0xff, Bytes);
         std::memcpy(to + i, &bytes, sizeof bytes);
@@ -537,7 +550,7 @@ extern "C" {
 
 // Write the keys and values of the step's tokens, then let its queries attend.
 void gptj_attend(const LayerArguments* a) {
-    const int padded = (a->channels + LANES - 1) / LANES * LANES;
+    const int padded = (a->channels + TILE - 1) / TILE * TILE;
     const Shape shape{a->heads, a->channels, padded, a->rotary, a->block_tokens, a->scale};
     attend_layer<Element>(*a, shape);
 }
