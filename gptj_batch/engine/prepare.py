@@ -14,7 +14,9 @@ from gptj_batch.engine.linear import (
     JoinedWeights,
     LinearFactory,
     PackedWeights,
+    PanelWeights,
     SharedWeights,
+    is_packable,
     saturates_in_int8,
 )
 from gptj_batch.engine.paged_attention import PagedAttention, TorchPagedAttention
@@ -90,10 +92,10 @@ def prepare_rows(model: HeadModel, *, use_kernels: bool) -> RowAttention:
 def _linears(device: torch.device, dtype: torch.dtype) -> LinearFactory:
     if device.type != "cpu":
         return JoinedWeights()
-    is_packable = torch.backends.mkldnn.is_available() and (
-        dtype == torch.float32 or (dtype == torch.bfloat16 and torch.ops.mkldnn._is_mkldnn_bf16_supported())
-    )
-    return PackedWeights() if is_packable else SharedWeights()
+    lacks_avx512 = torch.backends.cpu.get_cpu_capability() == "AVX2"
+    if lacks_avx512 and why_no_cpu_kernels(device, dtype, TILE_TOKENS) is None:
+        return PanelWeights()
+    return PackedWeights() if is_packable(dtype) else SharedWeights()
 
 
 def why_no_cpu_kernels(device: torch.device, dtype: torch.dtype, block_size_tokens: int) -> str | None:

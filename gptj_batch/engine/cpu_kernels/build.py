@@ -111,7 +111,8 @@ def _fingerprint(command: Sequence[str]) -> str:
         version = subprocess.run([command[0], "--version"], capture_output=True, check=False, timeout=20).stdout  # noqa: S603
     except (OSError, subprocess.TimeoutExpired):
         version = b""
-    parts = (SOURCE.read_bytes(), " ".join(command[1:]).encode(), version, _cpu_features().encode())
+    sources = b"".join(path.read_bytes() for path in (SOURCE, *sorted(SOURCE.parent.glob("*.h"))))
+    parts = (sources, " ".join(command[1:]).encode(), version, _cpu_features().encode())
     return hashlib.sha256(b"\0".join(parts)).hexdigest()[:16]
 
 

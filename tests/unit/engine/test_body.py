@@ -7,13 +7,21 @@ import torch
 from torch import Tensor
 
 from gptj_batch.engine.body import Body, Rotated
-from gptj_batch.engine.linear import JoinedWeights, LinearFactory, PackedWeights, SharedWeights
+from gptj_batch.engine.linear import (
+    JoinedWeights,
+    LinearFactory,
+    PackedWeights,
+    PanelWeights,
+    SharedWeights,
+    is_packable,
+)
 from gptj_batch.engine.padding import padded_size
+from gptj_batch.engine.prepare import why_no_cpu_kernels
 from gptj_batch.model import GPTJConfig, GPTJForCausalLM, GPTJForSequenceClassification
 from gptj_batch.model.attention import DenseAttend
 from gptj_batch.model.rotary import angles
 
-KINDS = pytest.mark.parametrize("kind", [SharedWeights, JoinedWeights, PackedWeights])
+KINDS = pytest.mark.parametrize("kind", [SharedWeights, JoinedWeights, PackedWeights, PanelWeights])
 
 
 @pytest.fixture(autouse=True)
@@ -109,7 +117,9 @@ def test_only_what_is_read_is_returned_and_it_is_the_same(kind: type[LinearFacto
     body = Body(make_model(), kind())
     everything = body.encode(*tokens(33), Rotated(dense(), 33, 2))
     found = body.encode(*tokens(33), Rotated(dense(), 33, 2), torch.tensor(read))
-    torch.testing.assert_close(found, everything[read], atol=0 if kind is PackedWeights else 1e-5, rtol=0)
+    torch.testing.assert_close(
+        found, everything[read], atol=0 if kind in (PackedWeights, PanelWeights) else 1e-5, rtol=0
+    )
 
 
 @KINDS
@@ -139,11 +149,16 @@ def test_what_attention_leaves_in_rows_of_padding_does_not_matter(kind: type[Lin
     torch.testing.assert_close(found, whole[:33], atol=1e-5, rtol=0)
 
 
+@pytest.mark.parametrize("kind", [PackedWeights, PanelWeights])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_a_packed_row_is_the_same_bit_for_bit_with_any_number_of_others(dtype: torch.dtype) -> None:
-    if dtype == torch.bfloat16 and not torch.ops.mkldnn._is_mkldnn_bf16_supported():
-        pytest.skip("oneDNN computes no bfloat16 on this machine")
-    body = Body(make_model().to(dtype), PackedWeights())
+def test_a_packed_row_is_the_same_bit_for_bit_with_any_number_of_others(
+    kind: type[LinearFactory], dtype: torch.dtype
+) -> None:
+    if kind is PackedWeights and not is_packable(dtype):
+        pytest.skip(f"oneDNN computes no {dtype} on this machine")
+    if kind is PanelWeights and (reason := why_no_cpu_kernels(torch.device("cpu"), dtype, 16)):
+        pytest.skip(reason)
+    body = Body(make_model().to(dtype), kind())
     together = body.encode(*tokens(63), Recorder(63))
     logits = body.project(together)
     for count in (1, 2, 17, 33):
@@ -178,12 +193,14 @@ def test_shared_weights_leave_the_model_as_it_was() -> None:
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
 
 
-@pytest.mark.parametrize("kind", [JoinedWeights, PackedWeights])
+@pytest.mark.parametrize("kind", [JoinedWeights, PackedWeights, PanelWeights])
 def test_what_is_held_in_another_form_is_not_held_twice(kind: type[LinearFactory]) -> None:
     model = make_model()
     Body(model, kind())
     block = model.transformer.h[0]
     joined = [block.attn.q_proj, block.attn.k_proj, block.attn.v_proj]
-    packed = [block.attn.out_proj, block.mlp.fc_in, block.mlp.fc_out, model.lm_head] if kind is PackedWeights else []
+    packed = (
+        [block.attn.out_proj, block.mlp.fc_in, block.mlp.fc_out, model.lm_head] if kind is not JoinedWeights else []
+    )
     assert all(layer.weight.numel() == 0 for layer in (*joined, *packed))
     assert model.transformer.wte.weight.numel() > 0

@@ -7,15 +7,24 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from gptj_batch.engine.linear import FUSED_ACTIVATIONS, JoinedWeights, LinearFactory, PackedWeights, SharedWeights
-from gptj_batch.engine.prepare import _linears
+from gptj_batch.engine.linear import (
+    FUSED_ACTIVATIONS,
+    JoinedWeights,
+    LinearFactory,
+    PackedWeights,
+    PanelWeights,
+    SharedWeights,
+    is_packable,
+)
+from gptj_batch.engine.prepare import why_no_cpu_kernels
 from gptj_batch.model import GPTJConfig, GPTJForCausalLM
 from gptj_batch.model.block import ACTIVATION_FUNCTIONS
 
 WIDTH_IN, WIDTH_OUT = 40, 56
 ATOL = {torch.float32: 1e-5, torch.bfloat16: 2e-2}
 DTYPES = pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-KINDS = pytest.mark.parametrize("kind", [SharedWeights, JoinedWeights, PackedWeights])
+KINDS = pytest.mark.parametrize("kind", [SharedWeights, JoinedWeights, PackedWeights, PanelWeights])
+OURS = pytest.mark.parametrize("kind", [PackedWeights, PanelWeights])  # one row, whatever its company
 ROW_COUNTS = (1, 2, 3, 17, 64, 100)
 CPU = torch.device("cpu")
 
@@ -27,8 +36,10 @@ def no_gradients() -> Any:
 
 
 def skip_where_not_packable(kind: type[LinearFactory], dtype: torch.dtype) -> None:
-    if kind is PackedWeights and not isinstance(_linears(CPU, dtype), PackedWeights):
+    if kind is PackedWeights and not is_packable(dtype):
         pytest.skip(f"oneDNN computes no {dtype} on this machine")
+    if kind is PanelWeights and (reason := why_no_cpu_kernels(CPU, dtype, 16)):
+        pytest.skip(reason)
 
 
 def make_layers(dtype: torch.dtype, *, bias: bool = True, count: int = 1, shape: Any = None) -> list[nn.Linear]:
@@ -107,14 +118,17 @@ def test_layers_with_the_same_input_stand_side_by_side(
     assert_near(found, expected)
 
 
+@OURS
 @DTYPES
 @pytest.mark.parametrize("shape", [(40, 56), (128, 512), (512, 128), (96, 503), (2048, 64)])
 @pytest.mark.parametrize("activation", [None, *ACTIVATION_FUNCTIONS])
 def test_a_packed_row_is_the_same_bit_for_bit_in_any_number_of_rows(
-    dtype: torch.dtype, shape: tuple[int, int], activation: str | None
+    kind: type[LinearFactory], dtype: torch.dtype, shape: tuple[int, int], activation: str | None
 ) -> None:
-    skip_where_not_packable(PackedWeights, dtype)
-    linear = PackedWeights().make(make_layers(dtype, shape=shape), activation)
+    skip_where_not_packable(kind, dtype)
+    if kind is PanelWeights and activation not in (None, "gelu_new"):
+        pytest.skip("our own kernel has no such activation")
+    linear = kind().make(make_layers(dtype, shape=shape), activation)
     x, plus = rows(128, dtype, shape[0]), rows(128, dtype, shape[1], seed=2)
     together, summed = linear(x), None if activation else linear(x, plus=plus)
     for first, count in ((0, 1), (127, 1), (0, 2), (7, 3), (15, 16), (9, 17), (3, 33), (64, 64), (28, 100)):
@@ -124,10 +138,11 @@ def test_a_packed_row_is_the_same_bit_for_bit_in_any_number_of_rows(
             assert torch.equal(linear(x[some], plus=plus[some]), summed[some]), count
 
 
+@OURS
 @DTYPES
-def test_more_threads_change_no_bit_of_a_packed_row(dtype: torch.dtype) -> None:
-    skip_where_not_packable(PackedWeights, dtype)
-    linear = PackedWeights().make(make_layers(dtype, shape=(2048, 96)))
+def test_more_threads_change_no_bit_of_a_packed_row(kind: type[LinearFactory], dtype: torch.dtype) -> None:
+    skip_where_not_packable(kind, dtype)
+    linear = kind().make(make_layers(dtype, shape=(2048, 96)))
     x = rows(34, dtype, 2048)
     expected = linear(x)
     for num_threads in (2, 16):
@@ -136,10 +151,11 @@ def test_more_threads_change_no_bit_of_a_packed_row(dtype: torch.dtype) -> None:
         assert torch.equal(linear(x[:3]), expected[:3])
 
 
+@OURS
 @DTYPES
-def test_a_row_that_is_not_finite_stays_alone(dtype: torch.dtype) -> None:
-    skip_where_not_packable(PackedWeights, dtype)
-    linear = PackedWeights().make(make_layers(dtype))
+def test_a_row_that_is_not_finite_stays_alone(kind: type[LinearFactory], dtype: torch.dtype) -> None:
+    skip_where_not_packable(kind, dtype)
+    linear = kind().make(make_layers(dtype))
     x = rows(5, dtype)
     expected = linear(x)
     x[2] = torch.nan
@@ -147,7 +163,9 @@ def test_a_row_that_is_not_finite_stays_alone(dtype: torch.dtype) -> None:
     assert torch.equal(found[[0, 1, 3, 4]], expected[[0, 1, 3, 4]]) and found[2].isnan().all()
 
 
-@pytest.mark.parametrize(("kind", "count"), [(JoinedWeights, 3), (PackedWeights, 1), (PackedWeights, 3)])
+@pytest.mark.parametrize(
+    ("kind", "count"), [(JoinedWeights, 3), (PackedWeights, 1), (PackedWeights, 3), (PanelWeights, 3)]
+)
 def test_weights_that_are_held_in_another_form_are_freed_in_the_model(kind: type[LinearFactory], count: int) -> None:
     layers = make_layers(torch.float32, bias=False, count=count)
     kind().make(layers)
@@ -172,7 +190,31 @@ def test_an_embedding_that_the_head_is_tied_to_keeps_its_weights() -> None:
     assert torch.equal(model.transformer.wte.weight, before)
 
 
+@OURS
+@DTYPES
+def test_the_weights_of_some_outputs_can_be_had_again(kind: type[LinearFactory], dtype: torch.dtype) -> None:
+    skip_where_not_packable(kind, dtype)
+    (layer,) = make_layers(dtype, shape=(600, 503))
+    weight, bias, places = layer.weight.clone(), layer.bias.clone(), torch.tensor([0, 17, 502, 17])
+    found_weight, found_bias = kind().make([layer]).outputs(places)
+    assert found_weight.dtype == found_bias.dtype == torch.float32
+    assert torch.equal(found_weight, weight[places].float()) and torch.equal(found_bias, bias[places].float())
+
+
+@DTYPES
+@pytest.mark.parametrize("count", [1, 5, 193, 400])
+@pytest.mark.parametrize("shape", [(256, 16), (257, 300), (513, 48)])
+def test_our_kernel_takes_rows_and_widths_beyond_its_blocks(
+    dtype: torch.dtype, count: int, shape: tuple[int, int]
+) -> None:
+    skip_where_not_packable(PanelWeights, dtype)
+    layers, x = make_layers(dtype, shape=shape), rows(count, dtype, shape[0])
+    expected = expected_of(x, layers, "gelu_new")
+    assert_near(PanelWeights().make(layers, "gelu_new")(x), expected)
+    assert PanelWeights().make(make_layers(dtype, shape=shape), "gelu_new")(x[:0]).shape == (0, shape[1])
+
+
 @pytest.mark.filterwarnings("error")
 def test_making_layers_warns_of_nothing() -> None:
-    for kind in (SharedWeights, JoinedWeights, PackedWeights):
+    for kind in (SharedWeights, JoinedWeights, PackedWeights, PanelWeights):
         kind().make(make_layers(torch.float32, bias=False, count=3))

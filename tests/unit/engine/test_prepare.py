@@ -9,7 +9,7 @@ from gptj_batch.engine.config import Bounds
 from gptj_batch.engine.cpu_attention import CpuPagedAttention
 from gptj_batch.engine.cpu_kernels.build import KernelsUnavailable
 from gptj_batch.engine.cpu_rows import CpuRowAttention
-from gptj_batch.engine.linear import JoinedWeights, PackedWeights, SharedWeights
+from gptj_batch.engine.linear import JoinedWeights, PackedWeights, PanelWeights, SharedWeights
 from gptj_batch.engine.paged_attention import PagedAttention, TorchPagedAttention
 from gptj_batch.engine.prepare import _linears, prepare_body, prepare_rows, prepare_runner, why_no_cpu_kernels
 from gptj_batch.engine.tree_attend import TorchRowAttention
@@ -87,10 +87,19 @@ def test_where_nothing_is_in_the_way_there_is_no_reason() -> None:
 
 
 @pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="this torch has no oneDNN")
-def test_a_cpu_packs_what_onednn_computes_in_and_shares_the_rest() -> None:
+def test_a_cpu_packs_what_onednn_computes_in_and_shares_the_rest(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX512")
     assert isinstance(_linears(CPU, torch.float32), PackedWeights)
     has_bfloat16 = torch.ops.mkldnn._is_mkldnn_bf16_supported()
     assert isinstance(_linears(CPU, torch.bfloat16), PackedWeights if has_bfloat16 else SharedWeights)
+    assert isinstance(_linears(CPU, torch.float16), SharedWeights)
+
+
+@needs_kernels
+def test_a_cpu_without_avx512_has_our_own_products(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX2")
+    assert isinstance(_linears(CPU, torch.float32), PanelWeights)
+    assert isinstance(_linears(CPU, torch.bfloat16), PanelWeights)
     assert isinstance(_linears(CPU, torch.float16), SharedWeights)
 
 
