@@ -1,4 +1,4 @@
-"""CpuCall: what the attention kernel is told about a step, and the call itself.
+"""CpuCall: what the attention kernel is told about a step, and the call itself; `address_of` for every kernel.
 
 Shape letters: see gptj_batch.engine.
 """
@@ -10,6 +10,12 @@ import torch
 from torch import Tensor
 
 from gptj_batch.engine.cpu_kernels.build import load_library
+
+
+def address_of(tensor: Tensor | None) -> ctypes.c_void_p:
+    """Return where a tensor's numbers stand, row after row; the caller keeps it alive."""
+    assert tensor is None or tensor.is_contiguous()
+    return ctypes.c_void_p(None if tensor is None else tensor.data_ptr())
 
 
 class LayerArguments(ctypes.Structure):

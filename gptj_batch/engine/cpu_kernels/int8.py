@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from gptj_batch.engine.cpu_kernels.build import load_library
+from gptj_batch.engine.cpu_kernels.call import address_of
 
 
 def quantize(x: Tensor) -> tuple[Tensor, Tensor]:
@@ -19,10 +20,10 @@ def quantize(x: Tensor) -> tuple[Tensor, Tensor]:
     x = x.contiguous()
     numbers, scales = torch.empty(x.shape, dtype=torch.uint8), torch.empty(len(x), dtype=torch.float32)
     load_library(x.dtype).gptj_quantize(
-        _address(x),
+        address_of(x),
         *map(ctypes.c_int64, x.shape),
-        _address(numbers),
-        _address(scales),
+        address_of(numbers),
+        address_of(scales),
         ctypes.c_int32(torch.get_num_threads()),
     )
     return numbers, scales
@@ -38,18 +39,13 @@ def finish(
     plus = None if plus is None else plus.contiguous()
     finished = torch.empty(product.shape, dtype=dtype)
     load_library(dtype).gptj_finish(
-        _address(product),
-        _address(scales),
-        _address(bias),
-        _address(plus),
+        address_of(product),
+        address_of(scales),
+        address_of(bias),
+        address_of(plus),
         ctypes.c_int32(with_gelu),
         *map(ctypes.c_int64, product.shape),
-        _address(finished),
+        address_of(finished),
         ctypes.c_int32(torch.get_num_threads()),
     )
     return finished
-
-
-def _address(tensor: Tensor | None) -> ctypes.c_void_p:
-    assert tensor is None or tensor.is_contiguous()
-    return ctypes.c_void_p(None if tensor is None else tensor.data_ptr())

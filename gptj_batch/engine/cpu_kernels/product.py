@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from gptj_batch.engine.cpu_kernels.build import load_library
+from gptj_batch.engine.cpu_kernels.call import address_of
 
 TILE: Final = 16  # outputs that stand together; TILE and DEPTH in the kernels are the same
 DEPTH: Final = 256  # inputs of a tile that stand together
@@ -42,10 +43,10 @@ class PackedMatrix:
         groups = torch.empty(x.shape, dtype=torch.float32)
         sums = result if x.dtype == torch.float32 else torch.empty(result.shape, dtype=torch.float32)
         load_library(x.dtype).gptj_multiply(
-            *map(_address, (x, self._packed, self._bias, plus)),
+            *map(address_of, (x, self._packed, self._bias, plus)),
             ctypes.c_int32(with_gelu),
             *map(ctypes.c_int64, (*x.shape, len(self._bias))),
-            *map(_address, (groups, sums, result)),
+            *map(address_of, (groups, sums, result)),
             ctypes.c_int32(torch.get_num_threads()),
         )
         return result[:, : self._num_outputs].contiguous()
@@ -61,7 +62,3 @@ class PackedMatrix:
         depths = [min(DEPTH, self._num_inputs - first) for first in range(0, self._num_inputs, DEPTH)]
         parts = self._packed.split([tiles * depth * TILE for depth in depths])
         return [part.view(tiles, depth, TILE) for part, depth in zip(parts, depths, strict=True)]
-
-
-def _address(tensor: Tensor | None) -> ctypes.c_void_p:
-    return ctypes.c_void_p(None if tensor is None else tensor.data_ptr())
