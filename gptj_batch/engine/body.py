@@ -90,7 +90,7 @@ class Body:
         self._layers = [_prepare(block, linears, shape.activation_function) for block in blocks]
         self._lm_head = linears.make([model.lm_head]) if isinstance(model, GPTJForCausalLM) else None
         self._head_rows: dict[tuple[int, ...], tuple[Tensor, Tensor]] = {}
-        self._pads = model.device.type == "cpu"
+        self._pads = model.device.type == "cpu" and linears.few_sizes
         self._cos, self._sin = angles(torch.arange(shape.n_positions, device=model.device), shape.rotary_dim)
 
     def encode(
@@ -148,7 +148,7 @@ class Body:
         return self._head_rows[key]
 
     def _padded(self, rows: Tensor) -> Tensor:
-        """Return rows with as many zeros behind them as the device wants.
+        """Return rows with as many zeros behind them as the products want.
 
         rows: (any,) or (any, E)
         """

@@ -26,6 +26,8 @@ FUSED_ACTIVATIONS = {
 }
 
 
+PANEL_ACTIVATIONS = (None, "gelu_new")  # what our own kernel has
+
 UNPACKED_AT_ONCE = 64
 
 
@@ -48,7 +50,12 @@ class Linear(Protocol):
 
 
 class LinearFactory(Protocol):
-    """Makes the engine's layers of the model's."""
+    """Makes the engine's layers of the model's.
+
+    few_sizes: whether its layers should see few different numbers of rows on a CPU (see `padding`)
+    """
+
+    few_sizes: bool
 
     def make(self, layers: Ordered[nn.Linear], activation: str | None = None) -> Linear:
         """Return one layer whose outputs are those of `layers` side by side."""
@@ -57,6 +64,8 @@ class LinearFactory(Protocol):
 
 class SharedWeights:
     """Layers that use the model's weights as they are: nothing is copied, and the model stays usable."""
+
+    few_sizes = True
 
     def make(self, layers: Ordered[nn.Linear], activation: str | None = None) -> Linear:
         """Return one layer; see `LinearFactory`."""
@@ -85,6 +94,8 @@ class JoinedWeights:
     The model gives its weights up: what is joined is freed there.
     """
 
+    few_sizes = True
+
     def make(self, layers: Ordered[nn.Linear], activation: str | None = None) -> Linear:
         """Return one layer; see `LinearFactory`."""
         return _SharedLinear([_joined(layers)], activation)
@@ -98,6 +109,8 @@ class PackedWeights:
 
     The model gives its weights up: what is packed is freed there.
     """
+
+    few_sizes = True
 
     def make(self, layers: Ordered[nn.Linear], activation: str | None = None) -> Linear:
         """Return one layer; see `LinearFactory`."""
@@ -137,20 +150,19 @@ def is_packable(dtype: torch.dtype) -> bool:
 
 
 class PanelWeights:
-    """Layers for a CPU without AVX-512, multiplied by our own kernel where oneDNN is slow there.
+    """Layers for a CPU without AVX-512, multiplied by our own kernel: ahead of oneDNN there (jobs/bench/products.py).
 
-    That is all of bfloat16, which it does not have there, and in float32 products with GELU, which take it 1.3 to 1.4
-    times as long as those without; ours take the same. A row's result does not depend on the others.
+    A row's result does not depend on the others, and any number of rows will do. It knows no activation but `gelu_new`.
 
     The model gives its weights up: what is packed is freed there.
     """
 
+    few_sizes = False
+
     def make(self, layers: Ordered[nn.Linear], activation: str | None = None) -> Linear:
         """Return one layer; see `LinearFactory`."""
-        has_onednn = is_packable(layers[0].weight.dtype)
-        if activation == "gelu_new" or (activation is None and not has_onednn):
-            return _PanelLinear(_joined(layers), with_gelu=activation is not None)
-        return (PackedWeights() if has_onednn else JoinedWeights()).make(layers, activation)
+        assert activation in PANEL_ACTIVATIONS, f"the kernel has no {activation}"
+        return _PanelLinear(_joined(layers), with_gelu=activation is not None)
 
 
 class _PanelLinear:
@@ -179,6 +191,8 @@ class Int8Weights:
 
     The model gives its weights up: what is quantised is freed there.
     """
+
+    few_sizes = True
 
     def make(self, layers: Ordered[nn.Linear], activation: str | None = None) -> Linear:
         """Return one layer; see `LinearFactory`."""

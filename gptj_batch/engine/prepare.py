@@ -10,6 +10,7 @@ from gptj_batch.engine.cpu_rows import CpuRowAttention
 from gptj_batch.engine.cuda_path import choose_path
 from gptj_batch.engine.kv_cache import KVCache
 from gptj_batch.engine.linear import (
+    PANEL_ACTIVATIONS,
     Int8Weights,
     JoinedWeights,
     LinearFactory,
@@ -42,7 +43,9 @@ def prepare_body(model: HeadModel, *, take_weights: bool, in_int8: bool = False)
                 "sums; use float32, or bfloat16 where the CPU has it"
             )
         return Body(model, Int8Weights())
-    return Body(model, _linears(model.device, model.dtype) if take_weights else SharedWeights())
+    if not take_weights:
+        return Body(model, SharedWeights())
+    return Body(model, _linears(model.device, model.dtype, model.config.activation_function))
 
 
 def prepare_runner(
@@ -89,11 +92,11 @@ def prepare_rows(model: HeadModel, *, use_kernels: bool) -> RowAttention:
     return TorchRowAttention(shape.n_head, model.dtype, model.device)
 
 
-def _linears(device: torch.device, dtype: torch.dtype) -> LinearFactory:
+def _linears(device: torch.device, dtype: torch.dtype, activation: str) -> LinearFactory:
     if device.type != "cpu":
         return JoinedWeights()
     lacks_avx512 = torch.backends.cpu.get_cpu_capability() == "AVX2"
-    if lacks_avx512 and why_no_cpu_kernels(device, dtype, TILE_TOKENS) is None:
+    if lacks_avx512 and activation in PANEL_ACTIVATIONS and why_no_cpu_kernels(device, dtype, TILE_TOKENS) is None:
         return PanelWeights()
     return PackedWeights() if is_packable(dtype) else SharedWeights()
 

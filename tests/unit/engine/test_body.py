@@ -78,7 +78,7 @@ def test_tokens_are_encoded_as_by_the_model(kind: type[LinearFactory], num_token
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
 
 
-@KINDS
+@pytest.mark.parametrize("kind", [SharedWeights, JoinedWeights, PackedWeights])
 @pytest.mark.parametrize("activation", ["relu", "silu", "gelu", "tanh"])
 def test_every_activation_is_that_of_the_model(kind: type[LinearFactory], activation: str) -> None:
     model = make_model(activation)
@@ -134,11 +134,14 @@ def test_the_heads_rows_for_some_tokens_are_those_of_the_model(kind: type[Linear
         assert torch.equal(weight, expected[0]) and torch.equal(bias, expected[1])
 
 
-def test_layers_come_in_order_with_rows_padded_to_a_few_sizes() -> None:
+@pytest.mark.parametrize(("kind", "num_rows"), [(SharedWeights, 34), (PackedWeights, 34), (PanelWeights, 33)])
+def test_layers_come_in_order_with_rows_padded_to_a_few_sizes_where_that_helps(
+    kind: type[LinearFactory], num_rows: int
+) -> None:
     attend = Recorder(33)
-    Body(make_model(), SharedWeights()).encode(*tokens(33), attend)
+    Body(make_model(), kind()).encode(*tokens(33), attend)
     assert padded_size(33) == 34
-    assert attend.seen == [(0, 34), (1, 34)]
+    assert attend.seen == [(0, num_rows), (1, num_rows)]
 
 
 @KINDS

@@ -89,22 +89,23 @@ def test_where_nothing_is_in_the_way_there_is_no_reason() -> None:
 @pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="this torch has no oneDNN")
 def test_a_cpu_packs_what_onednn_computes_in_and_shares_the_rest(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX512")
-    assert isinstance(_linears(CPU, torch.float32), PackedWeights)
+    assert isinstance(_linears(CPU, torch.float32, "gelu_new"), PackedWeights)
     has_bfloat16 = torch.ops.mkldnn._is_mkldnn_bf16_supported()
-    assert isinstance(_linears(CPU, torch.bfloat16), PackedWeights if has_bfloat16 else SharedWeights)
-    assert isinstance(_linears(CPU, torch.float16), SharedWeights)
+    assert isinstance(_linears(CPU, torch.bfloat16, "gelu_new"), PackedWeights if has_bfloat16 else SharedWeights)
+    assert isinstance(_linears(CPU, torch.float16, "gelu_new"), SharedWeights)
 
 
 @needs_kernels
 def test_a_cpu_without_avx512_has_our_own_products(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX2")
-    assert isinstance(_linears(CPU, torch.float32), PanelWeights)
-    assert isinstance(_linears(CPU, torch.bfloat16), PanelWeights)
-    assert isinstance(_linears(CPU, torch.float16), SharedWeights)
+    assert isinstance(_linears(CPU, torch.float32, "gelu_new"), PanelWeights)
+    assert isinstance(_linears(CPU, torch.bfloat16, "gelu_new"), PanelWeights)
+    assert isinstance(_linears(CPU, torch.float16, "gelu_new"), SharedWeights)
+    assert isinstance(_linears(CPU, torch.float32, "relu"), PackedWeights)
 
 
 def test_a_gpu_joins() -> None:
-    assert isinstance(_linears(torch.device("cuda"), torch.float16), JoinedWeights)
+    assert isinstance(_linears(torch.device("cuda"), torch.float16, "gelu_new"), JoinedWeights)
 
 
 def test_weights_are_taken_only_where_that_was_asked_for() -> None:
