@@ -38,9 +38,9 @@ from jobs.cluster_watch import OWN_PATIENCE_S, PATIENCE_S, cluster_watched
 from jobs.failures import Stopped, ending, stop_on_signals
 from jobs.limits import TimeLimits
 from jobs.waiting import waiting_told, why_waiting
-from pipelines.backend_choice import choose_backend, gpus_of_replica, memory_plan, with_backend
+from pipelines.backend_choice import check_here, choose_backend, gpus_of_replica, memory_plan, with_backend
 from pipelines.breaker import Breaker, was_stopped
-from pipelines.cluster import free_resources, head_address, node_resources, raylet_process
+from pipelines.cluster import free_resources, head_address, named_address, node_resources, raylet_process
 from pipelines.config import Job, load_job
 from pipelines.destination import check_output, claim_output, placed
 from pipelines.finish import finish
@@ -147,6 +147,8 @@ def _execute(run: Run, pending: NDArray[np.int32], address: str | None, fence: F
     elif len(pending):
         breaker = Breaker.of(run, run.plan.num_rows - num_pending_rows)
         breaker.check(Counts())
+        if named_address(address) == "local":
+            check_here(run.job)
         _tell_start(run, len(pending), num_pending_rows)
         attempts = Attempts(fence.output, fence.token)
         try:

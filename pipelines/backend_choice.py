@@ -47,6 +47,19 @@ def check_backend(job: Job) -> None:
         raise ConfigError(problem)
 
 
+def check_here(job: Job) -> None:
+    """Raise ConfigError where this machine, which is to be the whole cluster, cannot compute in the job's dtype.
+
+    A replica would say the same, once Ray has started it.
+    """
+    if job.model.dtype != "int8" or job.backend.kind == "fake":
+        return
+    from gptj_batch.engine.prepare import why_no_int8  # brings torch, for which no other job waits here
+
+    if problem := why_no_int8():
+        raise ConfigError(f"model.dtype: {problem}")
+
+
 def choose_backend(job: Job, has_gpu: bool) -> Choice:
     """Decide `auto`: vLLM where it is installed, has a GPU and can do the task, else the native engine."""
     kind = job.backend.kind

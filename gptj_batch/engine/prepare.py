@@ -1,5 +1,7 @@
 """What an engine is made of on a given device: how weights are held, and how attention is computed."""
 
+from typing import Final
+
 import torch
 
 from gptj_batch.engine.body import Body
@@ -26,6 +28,8 @@ from gptj_batch.engine.tree_attend import RowAttention, TorchRowAttention
 from gptj_batch.errors import ConfigError
 from gptj_batch.model import GPTJForCausalLM, HeadModel
 
+CPU: Final = torch.device("cpu")
+
 
 def prepare_body(model: HeadModel, *, take_weights: bool, in_int8: bool = False) -> Body:
     """Return the blocks of a model; with `take_weights` the model gives them up, for a form that suits the device.
@@ -34,14 +38,8 @@ def prepare_body(model: HeadModel, *, take_weights: bool, in_int8: bool = False)
     Raises ConfigError where that cannot be had.
     """
     if in_int8:
-        problem = why_no_cpu_kernels(model.device, model.dtype, TILE_TOKENS)
-        if problem is not None:
-            raise ConfigError(f"dtype int8 needs the C++ kernels for a CPU: {problem}; or use bfloat16")
-        if saturates_in_int8():
-            raise ConfigError(
-                "dtype int8 needs a CPU that multiplies 8 bits exactly (one with VNNI), and this one cuts off large "
-                "sums; use float32, or bfloat16 where the CPU has it"
-            )
+        if problem := why_no_int8(model.device, model.dtype):
+            raise ConfigError(problem)
         return Body(model, Int8Weights())
     if not take_weights:
         return Body(model, SharedWeights())
@@ -99,6 +97,18 @@ def _linears(device: torch.device, dtype: torch.dtype, activation: str) -> Linea
     if lacks_avx512 and activation in PANEL_ACTIVATIONS and why_no_cpu_kernels(device, dtype, TILE_TOKENS) is None:
         return PanelWeights()
     return PackedWeights() if is_packable(dtype) else SharedWeights()
+
+
+def why_no_int8(device: torch.device = CPU, dtype: torch.dtype = torch.bfloat16) -> str | None:
+    """Return why products in 8 bits, between layers of another dtype, cannot be had here, or None."""
+    if problem := why_no_cpu_kernels(device, dtype, TILE_TOKENS):
+        return f"dtype int8 needs the C++ kernels for a CPU: {problem}; or use bfloat16"
+    if saturates_in_int8():
+        return (
+            "dtype int8 needs a CPU that multiplies 8 bits exactly (one with VNNI), and this one cuts off large sums; "
+            "use float32, or bfloat16 where the CPU has it"
+        )
+    return None
 
 
 def why_no_cpu_kernels(device: torch.device, dtype: torch.dtype, block_size_tokens: int) -> str | None:

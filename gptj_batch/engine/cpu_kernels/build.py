@@ -29,7 +29,7 @@ class KernelsUnavailable(Exception):  # noqa: N818 - a state of the machine, met
 def load_library(dtype: torch.dtype) -> ctypes.CDLL:
     """Return the kernels for one of ELEMENTS, compiled for this machine's CPU.
 
-    A build takes about four seconds, once a machine and dtype, and is kept in ~/.cache/gptj_batch. Raises
+    A build takes about five seconds, once a machine and dtype, and is kept in ~/.cache/gptj_batch. Raises
     KernelsUnavailable, again and again without trying again.
     """
     library = _load_once(dtype)

@@ -1,3 +1,4 @@
+from contextlib import nullcontext
 from typing import Any
 
 import pytest
@@ -6,7 +7,7 @@ from gptj_batch.backends.vllm_install import Installed
 from gptj_batch.demo import demo_folder
 from gptj_batch.errors import ConfigError
 from pipelines import backend_choice
-from pipelines.backend_choice import check_backend, choose_backend, gpus_of_replica, memory_plan
+from pipelines.backend_choice import check_backend, check_here, choose_backend, gpus_of_replica, memory_plan
 from pipelines.config import Job
 
 GENERATE: dict[str, Any] = {"kind": "generate", "prompt": "{{ text }}"}
@@ -109,3 +110,23 @@ def test_the_memory_of_a_model_is_planned_for_what_the_job_says() -> None:
     half = memory_plan(job(tensor_parallel=2), demo_folder("causal-lm"))
     assert whole.utilization == 0.5
     assert half.weight_bytes == whole.weight_bytes // 2
+
+
+NO_VNNI = "dtype int8 needs another CPU"
+
+
+def int8(**backend: Any) -> Job:
+    plain = job(**backend)
+    return plain.model_copy(update={"model": plain.model.model_copy(update={"dtype": "int8"})})
+
+
+@pytest.mark.parametrize(("made", "is_refused"), [(int8(), True), (int8(kind="fake"), False), (job(), False)])
+def test_a_machine_that_has_no_int8_refuses_it(monkeypatch: pytest.MonkeyPatch, made: Job, is_refused: bool) -> None:
+    monkeypatch.setattr("gptj_batch.engine.prepare.why_no_int8", lambda: NO_VNNI)
+    with pytest.raises(ConfigError, match=f"^model.dtype: {NO_VNNI}$") if is_refused else nullcontext():
+        check_here(made)
+
+
+def test_a_machine_that_has_int8_lets_it_pass(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("gptj_batch.engine.prepare.why_no_int8", lambda: None)
+    check_here(int8())
