@@ -86,6 +86,8 @@ def complete(run: Run, address: str | None = None, limits: TimeLimits | None = N
     report = _finished(run)
     if report is not None:
         return report
+    if named_address(address) == "local":
+        check_here(run.job)
     with take_lease(output) as lease:
         run = placed(run)
         if run.is_beside and was_stopped(run.folder):
@@ -147,8 +149,6 @@ def _execute(run: Run, pending: NDArray[np.int32], address: str | None, fence: F
     elif len(pending):
         breaker = Breaker.of(run, run.plan.num_rows - num_pending_rows)
         breaker.check(Counts())
-        if named_address(address) == "local":
-            check_here(run.job)
         _tell_start(run, len(pending), num_pending_rows)
         attempts = Attempts(fence.output, fence.token)
         try:

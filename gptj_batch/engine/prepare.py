@@ -106,7 +106,7 @@ def why_no_int8(device: torch.device = CPU, dtype: torch.dtype = torch.bfloat16)
     if saturates_in_int8():
         return (
             "dtype int8 needs a CPU that multiplies 8 bits exactly (one with VNNI), and this one cuts off large sums; "
-            "use float32, or bfloat16 where the CPU has it"
+            "use float32 or bfloat16"
         )
     return None
 

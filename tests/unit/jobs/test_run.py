@@ -239,19 +239,15 @@ def test_the_page_of_a_small_run_shows_no_generated_text(folder: Path, model_fol
     assert "generated_text" not in page
 
 
-def test_what_a_local_cluster_cannot_compute_in_is_refused_before_ray_starts(
+def test_what_a_local_cluster_cannot_compute_in_is_refused_before_anything_is_begun(
     folder: Path, model_folder: Path, spine: Spine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def refuse(job: Any) -> None:
         raise ConfigError("model.dtype: not here")
 
-    def connect(address: str | None) -> Any:
-        raise AssertionError("Ray was started")
-
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     monkeypatch.setattr(jobs.run, "check_here", refuse)
-    with monkeypatch.context() as patch, pytest.raises(ConfigError, match="not here"):
-        patch.setattr(jobs.run, "connected", connect)
+    with pytest.raises(ConfigError, match="not here"):
         run_job(job(folder, model_folder))
-    assert (report(folder)["exit_code"], report(folder)["reason"]) == (2, "model.dtype: not here")
+    assert spine.num_units == 0 and not (folder / "out").exists()
     assert run_job(job(folder, model_folder), address="127.0.0.1:6379") == 0
