@@ -22,7 +22,7 @@ _LOCAL: Final = threading.local()
 
 
 def _room(*sizes: int) -> tuple[Tensor, ...]:
-    """Return room for so many floats each, the same to every call of a thread.
+    """Return room for so many floats each, the same to every call of a thread; it stays as large as the largest needed.
 
     Memory that comes from the system anew costs a page fault for each 4 KiB: a tenth of a product's time.
     """
