@@ -5,6 +5,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from gptj_batch.importing import uncollected
 from pipelines.cluster import close_connection, named_address, open_connection, set_environment
 
 
@@ -17,8 +18,9 @@ def connected(address: str | None) -> Iterator[bool]:
     """
     address = named_address(address)
     set_environment(address)
-    import ray
-    import ray.data
+    with uncollected():
+        import ray
+        import ray.data
 
     for name in ("ray", "ray.data"):  # after the import, which sets them too
         logging.getLogger(name).setLevel(logging.ERROR)

@@ -22,6 +22,7 @@ from gptj_batch.stages.read import row_keys
 from gptj_batch.stages.write import counts_of
 from gptj_batch.tasks.base import ERROR_COLUMN
 from pipelines.arguments import argument_names, is_written, make_job
+from pipelines.backend_choice import check_here
 from pipelines.bar import progress_of
 from pipelines.claim import claimed
 from pipelines.config import Job
@@ -44,6 +45,8 @@ def add_columns(kind: str, data: Any, progress: bool, arguments: Mapping[str, An
     with argument_names(kind):
         path = str(data) if isinstance(data, str | Path) else None
         job = make_job(kind, path, arguments)
+        if session().is_this_machine():
+            check_here(job)
         if path is not None:
             from pipelines.notebook_datasets import of_path
 

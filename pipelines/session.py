@@ -5,6 +5,7 @@ What stays between two cells is state of the process. All of it is here, behind 
 
 import atexit
 import logging
+import sys
 import tempfile
 import threading
 import weakref
@@ -48,6 +49,13 @@ class Session:
     def set_environment(self) -> None:
         """Set what Ray reads when it is imported; whoever imports it must have called this."""
         set_environment(named_address(None))
+
+    def is_this_machine(self) -> bool:
+        """Return whether the cluster is this machine alone: the Ray that was started here, or is going to be."""
+        if self._is_connected():
+            return self._folder is not None
+        ray = sys.modules.get("ray")  # imported, it may be connected to a cluster of the caller's
+        return named_address(None) == "local" and not (ray is not None and ray.is_initialized())
 
     def _connect(self) -> None:
         address = named_address(None)

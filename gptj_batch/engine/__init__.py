@@ -12,6 +12,7 @@ Importing this package loads no torch: the scheduler, the block pool and the con
 from typing import TYPE_CHECKING, Any
 
 from gptj_batch.engine.config import EngineConfig
+from gptj_batch.importing import uncollected
 
 if TYPE_CHECKING:
     from gptj_batch.engine.engine import Engine
@@ -22,7 +23,8 @@ __all__ = ["Engine", "EngineConfig"]
 def __getattr__(name: str) -> Any:
     """Import `Engine`, and torch with it, when it is first asked for."""
     if name == "Engine":
-        from gptj_batch.engine.engine import Engine
+        with uncollected():
+            from gptj_batch.engine.engine import Engine
 
         return Engine
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

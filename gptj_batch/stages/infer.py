@@ -9,6 +9,7 @@ import pyarrow as pa
 
 from gptj_batch.backends.base import Backend
 from gptj_batch.backends.factory import make_backend
+from gptj_batch.importing import uncollected
 from gptj_batch.model_folder import Head, resolve_folder
 from gptj_batch.prompts.tokenizer import Tokenizer
 from gptj_batch.requests import AnyRequest, Pooling
@@ -136,7 +137,8 @@ def calibrated(task: Task, tokenizer: Tokenizer, backend: Backend) -> Task:
 def start_backend(replica: ReplicaSettings, head: Head) -> Backend:
     """Load the model with a head. Raises ConfigError or CheckpointError."""
     if replica.kind != "fake":
-        import torch
+        with uncollected():
+            import torch
 
         # Ray sets OMP_NUM_THREADS to the claimed CPUs, which on a machine without GPUs is not what a replica may use.
         torch.set_num_threads(replica.num_threads)

@@ -1,0 +1,50 @@
+"""The garbage collector while modules are imported."""
+
+import gc
+from collections.abc import Iterator
+
+import pytest
+
+from gptj_batch.importing import uncollected
+
+
+@pytest.fixture(autouse=True)
+def collector_as_it_was() -> Iterator[None]:
+    was_enabled = gc.isenabled()
+    yield
+    (gc.enable if was_enabled else gc.disable)()
+    gc.unfreeze()
+
+
+def test_nothing_is_collected_meanwhile_and_the_young_are_old_afterwards() -> None:
+    gc.enable()
+    with uncollected():
+        assert not gc.isenabled()
+        made = [[] for _ in range(10_000)]  # type: ignore[var-annotated]
+    assert gc.isenabled()
+    assert gc.get_freeze_count() == 0
+    assert gc.get_count()[0] < len(made)
+    assert any(one is made for one in gc.get_objects(generation=2))
+
+
+def test_it_is_enabled_again_where_an_import_fails() -> None:
+    gc.enable()
+    with pytest.raises(ModuleNotFoundError), uncollected():
+        import there_is_no_such_module  # type: ignore[import-not-found]  # noqa: F401
+    assert gc.isenabled()
+
+
+def test_a_collector_that_was_disabled_stays_so() -> None:
+    gc.disable()
+    with uncollected():
+        pass
+    assert not gc.isenabled()
+
+
+def test_what_others_froze_stays_frozen() -> None:
+    gc.enable()
+    gc.freeze()
+    frozen = gc.get_freeze_count()
+    with uncollected():
+        pass
+    assert gc.get_freeze_count() == frozen > 0
