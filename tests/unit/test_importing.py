@@ -47,4 +47,4 @@ def test_what_others_froze_stays_frozen() -> None:
     frozen = gc.get_freeze_count()
     with uncollected():
         pass
-    assert gc.get_freeze_count() == frozen > 0
+    assert 0 < gc.get_freeze_count() <= frozen  # what is freed leaves too
