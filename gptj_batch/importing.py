@@ -10,7 +10,7 @@ def uncollected() -> Iterator[None]:
     """Hold the garbage collector off while modules are imported.
 
     An import makes some hundred thousand objects that stay. The collector goes through all of them again and again and
-    finds nothing: a fifth of the time that torch takes, and as much in the first moments after it.
+    finds nothing: up to a fifth of the time that torch takes, and 0.2 s right after it (`jobs/bench/cold_start.py`).
     """
     if not gc.isenabled():
         yield
