@@ -9,7 +9,6 @@ a first round, which does not count.
 """
 
 import argparse
-import json
 import os
 import shutil
 import statistics
@@ -21,9 +20,8 @@ from pathlib import Path
 from typing import Any, Final
 
 from gptj_batch.demo import demo_folder
-from jobs.bench.surroundings import surroundings
+from jobs.bench.surroundings import surroundings, write_results
 
-RESULTS: Final = Path(__file__).parent / "results"
 PROMPT: Final = "The council met on Tuesday and"
 DTYPE: Final = "float32"
 GOAL_S: Final = 3.0
@@ -100,8 +98,7 @@ def main() -> int:
         "ratio_to_transformers": round(median["transformers"] / median["ours"], 2),
         "seconds": taken,
     }
-    file = RESULTS / "cold_start.json"
-    file.write_text(json.dumps(report, indent=2) + "\n")
+    file = write_results(report, "cold_start")
     print(f"written to {file}")
     return 0
 

@@ -8,10 +8,8 @@ beside the project. Writes JSON to jobs/bench/results/.
 """
 
 import argparse
-import json
 import math
 import sys
-from pathlib import Path
 from typing import Any, Final
 
 import pyarrow.parquet as pq
@@ -21,9 +19,8 @@ from gptj_batch.demo import demo_folder, demo_records
 from gptj_batch.engine import Engine
 from gptj_batch.prompts.tokenizer import Tokenizer
 from jobs.bench.news import ARTICLES
-from jobs.bench.surroundings import surroundings
+from jobs.bench.surroundings import surroundings, write_results
 
-RESULTS: Final = Path(__file__).parent / "results"
 LABELS: Final = ("World", "Sports", "Business", "Sci/Tech")
 DTYPES: Final = ("float32", "bfloat16", "int8")
 MAX_TEXT_TOKENS: Final = 200
@@ -67,8 +64,7 @@ def main() -> int:
             "perplexity": round(perplexity, 3),
         }
         print(f"{dtype:<10} labels as bfloat16 {share:.1%}   right {right:.1%}   perplexity {perplexity:.2f}")
-    file = RESULTS / "int8_accuracy.json"
-    file.write_text(json.dumps(report, indent=2) + "\n")
+    file = write_results(report, "int8_accuracy")
     print(f"written to {file}")
     return 0
 

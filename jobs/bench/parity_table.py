@@ -8,7 +8,6 @@ project. Samples are not compared: they are other draws. Writes JSON to jobs/ben
 """
 
 import argparse
-import json
 import os
 import sys
 import tempfile
@@ -24,9 +23,8 @@ from jobs.bench.parity_cells import CELLS, Cell, Record
 from jobs.bench.parity_models import Model, models
 from jobs.bench.parity_oracle import Oracle
 from jobs.bench.parity_ours import output_rows
-from jobs.bench.surroundings import surroundings
+from jobs.bench.surroundings import surroundings, write_results
 
-RESULTS: Final = Path(__file__).parent / "results"
 SHARED: Final = Path(__file__).parents[3] / "shared" / "data"
 LONG_TEXT_OF: Final = 60  # reviews
 MAX_LONG_TEXTS: Final = 4
@@ -112,8 +110,7 @@ def main() -> int:
     if not arguments.only:
         stands_on = surroundings(threads=os.cpu_count() or 1)
         stands_on["versions"] |= {name: version(name) for name in ("transformers", "pyarrow", "tokenizers")}
-        file = RESULTS / "parity.json"
-        file.write_text(json.dumps({**stands_on, "dtype": "float32", "cells": cells}, indent=2) + "\n")
+        file = write_results({**stands_on, "dtype": "float32", "cells": cells}, "parity")
         print(f"written to {file}", file=sys.stderr)
     return 0 if all(cell["same"] == cell["rows"] for cell in cells) else 1
 

@@ -25,8 +25,8 @@ from jobs.bench.pipeline_report import report
 from jobs.bench.pipeline_rounds import Rounds
 from jobs.bench.pipeline_trial import Bench
 from jobs.bench.pipeline_work import text_checkpoint
-from jobs.bench.suite import tell, write
-from jobs.bench.surroundings import surroundings
+from jobs.bench.suite import tell
+from jobs.bench.surroundings import surroundings, write_results
 
 
 def main() -> None:
@@ -72,7 +72,7 @@ def _write(reports: list[dict[str, Any]], arguments: argparse.Namespace, minutes
     config = {"rounds": arguments.rounds, "share_of_rows": arguments.share, "dtype": arguments.dtype}
     for one in reports:
         whole = {**stands_on, "config": config, "minutes": minutes, "workloads": [one]}
-        write(whole, f"{arguments.name}-{one['id'].lower()}")
+        write_results(whole, f"{arguments.name}-{one['id'].lower()}")
 
 
 def _arguments() -> argparse.Namespace:

@@ -6,12 +6,10 @@ They take turns; the figures are medians in GFLOP/s. Each is compared with the p
 """
 
 import argparse
-import json
 import statistics
 import sys
 import time
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -20,9 +18,8 @@ from torch import Tensor, nn
 
 from gptj_batch.engine.linear import PackedWeights, PanelWeights, SharedWeights, is_packable
 from gptj_batch.engine.prepare import why_no_cpu_kernels
-from jobs.bench.surroundings import surroundings
+from jobs.bench.surroundings import surroundings, write_results
 
-RESULTS = Path(__file__).parent / "results" / "products.json"
 ROWS = (1, 6, 16, 71, 256, 1024)
 LAYERS = {"fc_in, with GELU": (1024, 4096, "gelu_new"), "fc_out": (4096, 1024, None), "qkv": (1024, 3072, None)}
 TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 5e-2}  # of the largest output
@@ -83,8 +80,7 @@ def main(argv: Sequence[str] | None = None) -> None:
                     found.append(measure(dtype, layer, num_rows, options.rounds))
                     sys.stdout.write(f"{found[-1]}\n")
     report = surroundings(options.threads) | {"rounds": options.rounds, "products": found}
-    RESULTS.write_text(json.dumps(report, indent=1) + "\n")
-    sys.stdout.write(f"written to {RESULTS}\n")
+    sys.stdout.write(f"written to {write_results(report, 'products')}\n")
 
 
 if __name__ == "__main__":

@@ -21,10 +21,9 @@ import numpy as np
 import pyarrow as pa
 
 from jobs.bench.squad import ROOT, run
-from jobs.bench.surroundings import surroundings
+from jobs.bench.surroundings import surroundings, write_results
 
 DATA: Final = ROOT.parent / "shared" / "data" / "movie_reviews" / "sentences.parquet"
-RESULTS: Final = Path(__file__).parent / "results"
 # The sentences' own column is called `label` too.
 PREFIX: Final = "found_"
 TASKS: Final[dict[str, dict[str, Any]]] = {
@@ -121,9 +120,7 @@ def main() -> None:
     stands_on = surroundings(threads=os.cpu_count() or 1)
     stands_on["versions"] |= {name: version(name) for name in ("ray", "pyarrow")}
     config = {"model": arguments.model, "tasks": TASKS, "data": data.name, "limit": arguments.limit}
-    RESULTS.mkdir(parents=True, exist_ok=True)
-    file = RESULTS / f"{arguments.name}.json"
-    file.write_text(json.dumps({**stands_on, "config": config, "results": found}, indent=2) + "\n")
+    file = write_results({**stands_on, "config": config, "results": found}, arguments.name)
     print(f"written to {file}")
 
 

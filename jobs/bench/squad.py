@@ -23,11 +23,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from jobs.bench.squad_score import mean_scores
-from jobs.bench.surroundings import surroundings
+from jobs.bench.surroundings import surroundings, write_results
 
 ROOT = Path(__file__).parents[2]
 DATA = ROOT.parent / "shared" / "data" / "squad_v2" / "questions.parquet"
-RESULTS = Path(__file__).parent / "results"
 # The question, `is_impossible` and `answers` stay in the output beside what the task adds.
 PREFIX = "found_"
 
@@ -117,9 +116,7 @@ def main() -> None:
     stands_on = surroundings(threads=os.cpu_count() or 1)
     stands_on["versions"] |= {name: version(name) for name in ("ray", "pyarrow")}
     config = {"model": arguments.model, "task": job["task"], "data": arguments.data.name, "limit": arguments.limit}
-    RESULTS.mkdir(parents=True, exist_ok=True)
-    file = RESULTS / f"{arguments.name}.json"
-    file.write_text(json.dumps({**stands_on, "config": config, "result": found}, indent=2) + "\n")
+    file = write_results({**stands_on, "config": config, "result": found}, arguments.name)
     print(json.dumps(found, indent=2))
     print(f"written to {file}")
 

@@ -8,7 +8,6 @@ Prints a table, and writes JSON and a plot to jobs/bench/results/.
 """
 
 import argparse
-import json
 import tempfile
 import time
 from collections.abc import Iterator
@@ -23,10 +22,9 @@ from jobs.bench.legs import measure, pairs
 from jobs.bench.plan import EngineName, Plan, Workload
 from jobs.bench.plot import draw
 from jobs.bench.report import report
-from jobs.bench.surroundings import surroundings
+from jobs.bench.surroundings import surroundings, write_results
 from jobs.bench.workloads import WORKLOADS
 
-RESULTS = Path(__file__).parent / "results"
 QUICK_SHARE = 1 / 16
 
 
@@ -43,7 +41,9 @@ def main() -> None:
         for one in run(chosen(arguments.only, arguments.peers), fleet, plan):
             whole["workloads"].append(one)
             whole["minutes"] = round((time.monotonic() - began) / 60, 1)
-            file = write(whole, arguments.name)  # after each: what is measured stays, whatever happens to the rest
+            file = write_results(
+                whole, arguments.name
+            )  # after each: what is measured stays, whatever happens to the rest
     tell("\n" + "\n".join(table.lines(whole["workloads"])))
     tell(f"\n{whole['minutes']} minutes; written to {file} and {_plot(whole, file.with_suffix('.png'))}")
     if not all(check["holds"] for one in whole["workloads"] for check in one["checks"] if check["must"]):
@@ -74,14 +74,6 @@ def chosen(only: str, peers: str) -> tuple[Workload, ...]:
         for workload in WORKLOADS
         if not names or workload.id in names
     )
-
-
-def write(whole: dict[str, Any], name: str) -> Path:
-    """Write the JSON; return where it is."""
-    RESULTS.mkdir(parents=True, exist_ok=True)
-    file = RESULTS / f"{name}.json"
-    file.write_text(json.dumps(whole, indent=1) + "\n")
-    return file
 
 
 def _plot(whole: dict[str, Any], picture: Path) -> str:

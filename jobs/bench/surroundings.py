@@ -1,11 +1,14 @@
-"""What a measurement stands on: commit, hardware, versions."""
+"""What a measurement stands on, commit, hardware and versions; and where its figures are kept."""
 
+import json
 import os
 import platform
 import subprocess
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
+
+RESULTS: Final = Path(__file__).parent / "results"
 
 
 def surroundings(threads: int) -> dict[str, Any]:
@@ -24,6 +27,14 @@ def surroundings(threads: int) -> dict[str, Any]:
         },
         "versions": {"torch": version("torch"), "python": platform.python_version()},
     }
+
+
+def write_results(report: dict[str, Any], name: str) -> Path:
+    """Write a benchmark's JSON; return where it is."""
+    RESULTS.mkdir(parents=True, exist_ok=True)
+    file = RESULTS / f"{name}.json"
+    file.write_text(json.dumps(report, indent=1) + "\n")
+    return file
 
 
 def _git(*arguments: str) -> str | None:
