@@ -1,6 +1,7 @@
 """Importing large packages in less time."""
 
 import gc
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -15,11 +16,14 @@ def uncollected() -> Iterator[None]:
     if not gc.isenabled():
         yield
         return
+    gc.collect(1)  # what is young and garbage now would become old below, and wait for long
     gc.disable()
+    num_modules = len(sys.modules)
     try:
         yield
     finally:
-        if gc.get_freeze_count() == 0:  # else someone keeps objects out of the collector's sight, and wants it so
+        # what others froze, they want out of the collector's sight
+        if len(sys.modules) > num_modules and gc.get_freeze_count() == 0:
             gc.freeze()
             gc.unfreeze()  # together: what is young becomes old, without being looked at
         gc.enable()

@@ -1,5 +1,6 @@
 """The Ray cluster of a run: one that exists, or a local one of its own; see `pipelines.cluster`."""
 
+import gc
 import logging
 import tempfile
 from collections.abc import Iterator
@@ -28,6 +29,9 @@ def connected(address: str | None) -> Iterator[bool]:
         if isinstance(handler, logging.StreamHandler):  # what has failed is said once, by us; Ray's files have it all
             handler.setLevel(logging.CRITICAL)
     if ray.is_initialized():
+        # Ray Data leaves its actors to Python's collector. Those of a run that this process did before, the more so of
+        # one that failed, hold their CPUs and GPUs until it has been there, and this run might wait for them for ever.
+        gc.collect()
         yield False
         return
     with tempfile.TemporaryDirectory(prefix="gb-", dir="/tmp", ignore_cleanup_errors=True) as folder:

@@ -1,6 +1,9 @@
 """The garbage collector while modules are imported."""
 
 import gc
+import importlib
+import sys
+import weakref
 from collections.abc import Iterator
 
 import pytest
@@ -16,9 +19,22 @@ def collector_as_it_was() -> Iterator[None]:
     gc.unfreeze()
 
 
+class Circle:
+    """An object that only the collector can free."""
+
+    def __init__(self) -> None:
+        self.itself = self
+
+
+def import_again() -> None:
+    sys.modules.pop("colorsys", None)
+    importlib.import_module("colorsys")
+
+
 def test_nothing_is_collected_meanwhile_and_the_young_are_old_afterwards() -> None:
     gc.enable()
     with uncollected():
+        import_again()
         assert not gc.isenabled()
         made = [[] for _ in range(10_000)]  # type: ignore[var-annotated]
     assert gc.isenabled()
@@ -48,3 +64,22 @@ def test_what_others_froze_stays_frozen() -> None:
     with uncollected():
         pass
     assert 0 < gc.get_freeze_count() <= frozen  # what is freed leaves too
+
+
+@pytest.mark.parametrize("imports", [False, True])
+def test_what_was_garbage_before_is_freed_as_soon_as_without_it(imports: bool) -> None:
+    gc.enable()
+    circle = weakref.ref(Circle())
+    with uncollected():
+        if imports:
+            import_again()
+    gc.collect(1)
+    assert circle() is None
+
+
+def test_where_nothing_is_imported_the_young_stay_young() -> None:
+    gc.enable()
+    with uncollected():
+        circle = weakref.ref(Circle())
+    gc.collect(1)
+    assert circle() is None
