@@ -6,7 +6,7 @@ import pytest
 from jobs.bench import news
 from jobs.bench.rows import geometric, lognormal_texts, questions, ragged, shared_instruction
 from jobs.bench.work import Work
-from jobs.bench.workloads import W1, W2, W3, W4, W5, W6
+from jobs.bench.workloads import W1, W2, W3, W4, W5, W6, W12
 
 MADE = [W1, W2, W3, W4, W5, W6]
 
@@ -81,3 +81,9 @@ def test_articles_stand_behind_a_shared_instruction_of_about_600_tokens(real: Ca
 def test_another_seed_takes_other_articles(real: Callable[[int, int], Work]) -> None:
     one, other = real(8, 0), real(8, 1)
     assert one.rows[0].prompt[:100] != other.rows[0].prompt[:100]
+
+
+def test_no_queue_of_w12_has_a_prompt_of_another_one_or_of_another_round() -> None:
+    works = [W12.make(count, seed) for count in (64, 256) for seed in (0, 1, 1000)]
+    prompts = [tuple(row.prompt) for work in works for row in work.rows]
+    assert len(set(prompts)) == len(prompts)
