@@ -53,9 +53,11 @@ class LinearFactory(Protocol):
     """Makes the engine's layers of the model's.
 
     few_sizes: whether its layers should see few different numbers of rows on a CPU (see `padding`)
+    rows_alone: whether a row's result is the same, bit for bit, whatever the other rows are
     """
 
     few_sizes: bool
+    rows_alone: bool
 
     def make(self, layers: Ordered[nn.Linear], activation: str | None = None) -> Linear:
         """Return one layer whose outputs are those of `layers` side by side."""
@@ -66,6 +68,7 @@ class SharedWeights:
     """Layers that use the model's weights as they are: nothing is copied, and the model stays usable."""
 
     few_sizes = True
+    rows_alone = False
 
     def make(self, layers: Ordered[nn.Linear], activation: str | None = None) -> Linear:
         """Return one layer; see `LinearFactory`."""
@@ -95,6 +98,7 @@ class JoinedWeights:
     """
 
     few_sizes = True
+    rows_alone = False
 
     def make(self, layers: Ordered[nn.Linear], activation: str | None = None) -> Linear:
         """Return one layer; see `LinearFactory`."""
@@ -111,6 +115,7 @@ class PackedWeights:
     """
 
     few_sizes = True
+    rows_alone = True
 
     def make(self, layers: Ordered[nn.Linear], activation: str | None = None) -> Linear:
         """Return one layer; see `LinearFactory`."""
@@ -158,6 +163,7 @@ class PanelWeights:
     """
 
     few_sizes = False
+    rows_alone = True
 
     def make(self, layers: Ordered[nn.Linear], activation: str | None = None) -> Linear:
         """Return one layer; see `LinearFactory`."""
@@ -193,6 +199,7 @@ class Int8Weights:
     """
 
     few_sizes = True
+    rows_alone = True
 
     def make(self, layers: Ordered[nn.Linear], activation: str | None = None) -> Linear:
         """Return one layer; see `LinearFactory`."""

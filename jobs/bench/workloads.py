@@ -146,7 +146,7 @@ W11_W3 = Workload(
     min_agreement=0.99,
 )
 
-# All legs are one engine, which still knows what it computed in the leg before: a queue of each length has its own seeds.
+# All legs are one engine, which still knows what it computed in the leg before: each has seeds of its own.
 SEEDS_APART = 1_000_000
 W12 = Workload(
     id="W12",

@@ -1,10 +1,12 @@
 """Body against the model that it was made of."""
 
-from collections.abc import Iterator
+import gc
+import weakref
+from collections.abc import Iterator, Sequence
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from gptj_batch.engine.body import Body, Rotated
 from gptj_batch.engine.linear import (
@@ -168,6 +170,62 @@ def test_a_packed_row_is_the_same_bit_for_bit_with_any_number_of_others(
         some = body.encode(*tokens(count), Recorder(count))
         assert torch.equal(some, together[:count])
         assert torch.equal(body.project(some), logits[:count])
+
+
+class CountedLinear:
+    """A packed layer that knows how many rows it multiplied."""
+
+    def __init__(self, layers: Sequence[nn.Linear], activation: str | None) -> None:
+        self._layer = PackedWeights().make(layers, activation)
+        self.num_rows = 0
+
+    def __call__(self, x: Tensor, plus: Tensor | None = None) -> Tensor:
+        self.num_rows += len(x)
+        return self._layer(x, plus)
+
+    def outputs(self, places: Tensor) -> tuple[Tensor, Tensor]:
+        return self._layer.outputs(places)
+
+
+class CountedWeights:
+    """Such layers, in the order in which they were made."""
+
+    few_sizes, rows_alone = False, True
+
+    def __init__(self) -> None:
+        self.made: list[CountedLinear] = []
+
+    def make(self, layers: Sequence[nn.Linear], activation: str | None = None) -> CountedLinear:
+        self.made.append(CountedLinear(layers, activation))
+        return self.made[-1]
+
+    def num_rows(self, block: int) -> list[int]:
+        """Return the rows of a block's layers: qkv, fc_in, out_proj, fc_out."""
+        return [layer.num_rows for layer in self.made[4 * block : 4 * block + 4]]
+
+
+def test_the_first_block_makes_of_a_token_once_what_depends_on_it_alone() -> None:
+    linears = CountedWeights()
+    body = Body(make_model(), linears)
+    ids, positions = torch.tensor([4, 9, 4, 4, 9]), torch.arange(5)
+    first = body.encode(ids, positions, Rotated(dense(), 5, 2))
+    assert linears.num_rows(0) == [2, 2, 5, 2], "two different tokens, and five outputs of attention"
+    assert linears.num_rows(1) == [5] * 4
+    again = body.encode(ids, positions, Rotated(dense(), 5, 2))
+    assert torch.equal(again, first)
+    assert linears.num_rows(0) == [2, 2, 10, 2]
+
+
+def test_a_body_that_nobody_holds_is_freed_without_the_collector() -> None:
+    gc.disable()
+    try:
+        body = Body(make_model(), PackedWeights())
+        body.encode(*tokens(5), Rotated(dense(), 5, 2))
+        held = weakref.ref(body)
+        del body
+        assert held() is None
+    finally:
+        gc.enable()
 
 
 @KINDS
