@@ -119,11 +119,8 @@ class Body:
         self._cos, self._sin = angles(torch.arange(shape.n_positions, device=model.device), shape.rotary_dim)
         self._first: TokenRows | None = None
         if linears.rows_alone and self._layers:
-            make, widths = (
-                partial(_before_attention, self._wte, self._layers[0], self._pads),
-                (3 * shape.n_embd, shape.n_embd),
-            )
-            self._first = TokenRows(make, shape.vocab_size, widths, model.dtype)
+            make = partial(_before_attention, self._wte, self._layers[0], self._pads)
+            self._first = TokenRows(make, self._wte.num_embeddings, (3 * shape.n_embd, shape.n_embd), model.dtype)
 
     def encode(
         self,

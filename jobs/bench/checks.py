@@ -11,7 +11,7 @@ def compare(kind: Kind, ours: Numbers, theirs: Numbers) -> dict[str, Any]:
     both = list(zip(ours, theirs, strict=False))
     if kind == "generate":
         return _tokens(both)
-    agreement = {"rows": len(both), "max_difference": round(max(_difference(a, b) for a, b in both), 4)}
+    agreement = {"rows": len(both), "max_difference": float(f"{max(_difference(a, b) for a, b in both):.2g}")}
     if kind == "span":
         return agreement
     return {**agreement, "same_choice": sum(_best(a) == _best(b) for a, b in both) / len(both)}
