@@ -44,7 +44,13 @@ def choose(logits: Tensor, sequences: Ordered[Sequence], eos_token_ids: tuple[in
     logits: (S, V)
     """
     token_ids, is_finite = best(logits) or _likeliest(logits)
-    rows = [row for row, sequence in enumerate(sequences) if not _is_plain_greedy(sequence, eos_token_ids)]
+    # On a GPU the likeliest tokens are not known here without waiting for them.
+    likeliest: Ordered[int | None] = token_ids.tolist() if logits.is_cpu else [None] * len(sequences)
+    rows = [
+        row
+        for row, (sequence, token) in enumerate(zip(sequences, likeliest, strict=True))
+        if not _takes_likeliest(sequence, token, eos_token_ids)
+    ]
     problems: dict[int, str] = {}
     if rows:
         scores, of_rows = logits[rows].float(), [sequences[row] for row in rows]
@@ -96,11 +102,13 @@ def _mix(state: int) -> int:
     return z ^ (z >> 31)
 
 
-def _is_plain_greedy(sequence: Sequence, eos_token_ids: tuple[int, ...]) -> bool:
+def _takes_likeliest(sequence: Sequence, likeliest: int | None, eos_token_ids: tuple[int, ...]) -> bool:
+    """Tell whether a sequence's next token is certain to be the likeliest, which is None where it is not known yet."""
     sampling = sequence.request.sampling
-    suppresses = must_go_on(sequence) and bool(stop_token_ids(sampling, eos_token_ids))
-    changes = suppresses or sampling.repetition_penalty != 1.0 or sequence.request.constraint is not None
-    return sampling.temperature == 0.0 and not changes
+    if sampling.temperature != 0.0 or sampling.repetition_penalty != 1.0 or sequence.request.constraint is not None:
+        return False
+    impossible = stop_token_ids(sampling, eos_token_ids) if must_go_on(sequence) else ()
+    return not impossible or (likeliest is not None and likeliest not in impossible)
 
 
 def _choose_among(scores: Tensor, sequences: Ordered[Sequence], eos_token_ids: tuple[int, ...]) -> Tensor:

@@ -3,8 +3,10 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
 from gptj_batch import Request, SamplingParams
+from gptj_batch.engine import sampling as sampling_module
 from gptj_batch.engine.sampling import choose, draw, filter_scores, keep_min_p, keep_top_k, keep_top_p, uniform
 from gptj_batch.engine.sequence import Sequence
 
@@ -124,6 +126,23 @@ def test_what_would_end_the_sequence_too_early_is_impossible() -> None:
     assert choose_tokens(logits, make_sequence(**early), eos=(1,)) == [3]
     assert choose_tokens(logits, make_sequence(**early, ignore_eos=True), eos=(1,)) == [1]
     assert choose_tokens(logits, make_sequence(generated=[0, 0], **early), eos=(1,)) == [1]
+
+
+def test_scores_are_copied_only_where_what_would_end_the_sequence_too_early_is_the_likeliest(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    copied: list[int] = []
+    among = sampling_module._choose_among
+
+    def choose_among(scores: Tensor, *others: Any) -> Tensor:
+        copied.append(len(scores))
+        return among(scores, *others)
+
+    monkeypatch.setattr(sampling_module, "_choose_among", choose_among)
+    logits = torch.tensor([[0.0, 3.0, 2.0], [0.0, 2.0, 3.0]])
+    must_go_on = [make_sequence(min_new_tokens=2), make_sequence(min_new_tokens=2)]
+    assert [choice.token_id for choice in choose(logits, must_go_on, (2,))] == [1, 1]
+    assert copied == [1]
 
 
 def test_an_end_of_text_outside_the_vocabulary_is_ignored() -> None:
