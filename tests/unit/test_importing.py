@@ -10,9 +10,12 @@ import pytest
 
 from gptj_batch.importing import uncollected
 
+NEW_MODULE = "colorsys"  # for each of these tests
+
 
 @pytest.fixture(autouse=True)
-def collector_as_it_was() -> Iterator[None]:
+def collector_as_it_was(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.delitem(sys.modules, NEW_MODULE, raising=False)
     was_enabled = gc.isenabled()
     yield
     (gc.enable if was_enabled else gc.disable)()
@@ -26,15 +29,10 @@ class Circle:
         self.itself = self
 
 
-def import_again() -> None:
-    sys.modules.pop("colorsys", None)
-    importlib.import_module("colorsys")
-
-
 def test_nothing_is_collected_meanwhile_and_the_young_are_old_afterwards() -> None:
     gc.enable()
     with uncollected():
-        import_again()
+        importlib.import_module(NEW_MODULE)
         assert not gc.isenabled()
         made = [[] for _ in range(10_000)]  # type: ignore[var-annotated]
     assert gc.isenabled()
@@ -72,7 +70,7 @@ def test_what_was_garbage_before_is_freed_as_soon_as_without_it(imports: bool) -
     circle = weakref.ref(Circle())
     with uncollected():
         if imports:
-            import_again()
+            importlib.import_module(NEW_MODULE)
     gc.collect(1)
     assert circle() is None
 
