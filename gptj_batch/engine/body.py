@@ -25,10 +25,11 @@ MAX_HELD_HEADS = 64
 class FusedAttend(Protocol):
     """Rotate queries and keys, and mix the values of the tokens that each token may see."""
 
-    def __call__(self, layer: int, projected: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    def __call__(self, layer: int, projected: Tensor, cos: Tensor, sin: Tensor, *, only_read: bool = False) -> Tensor:
         """Attend in one layer.
 
-        Rows of padding may follow the step's T tokens; what is returned for them does not matter.
+        Rows of padding may follow the step's T tokens; what is returned for them does not matter. Nor does it, with
+        `only_read`, for tokens whose results nobody reads behind the last block: only their keys and values count.
 
         projected: (T', 3 * E), queries, keys and values, not rotated    cos, sin: (T', R // 2), float32
         returns: (T', E)
@@ -44,8 +45,8 @@ class Rotated:
         self._num_tokens = num_tokens
         self._num_heads = num_heads
 
-    def __call__(self, layer: int, projected: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-        """Attend in one layer; see `FusedAttend`."""
+    def __call__(self, layer: int, projected: Tensor, cos: Tensor, sin: Tensor, *, only_read: bool = False) -> Tensor:
+        """Attend in one layer, for every token; see `FusedAttend`."""
         num_tokens, num_padding = self._num_tokens, len(projected) - self._num_tokens
         query, key, value = projected[:num_tokens].unflatten(-1, (3, self._num_heads, -1)).unbind(1)
         cos, sin = cos[:num_tokens], sin[:num_tokens]
@@ -73,7 +74,7 @@ class _Layer:
         x: (T', E)    cos, sin: (T', R // 2), float32    read: (S',), int64    returns: (T', E) or (S', E)
         """
         normed = self.block.ln_1(x)
-        mixed = attend(layer, self.qkv(normed), cos, sin)
+        mixed = attend(layer, self.qkv(normed), cos, sin, only_read=read is not None)
         if read is not None:
             x, normed, mixed = x[read], normed[read], mixed[read]
         return self.fc_out(self.fc_in(normed), plus=self.out_proj(mixed, plus=x))
@@ -132,8 +133,8 @@ class Body:
     ) -> Tensor:
         """Run packed tokens through the model: through all blocks and the final norm, or the first `num_layers` blocks.
 
-        With `read` only these tokens' results are returned. In the last block the others skip their output projection
-        and feed-forward half, three quarters of its work: 9 % of all with 8 layers and few tokens read.
+        With `read` only these tokens' results are returned. In the last block the others skip their attention, output
+        projection and feed-forward half, three quarters of its work: 9 % of all with 8 layers and few tokens read.
 
         token_ids, positions: (T,), int64    read: (S,), int64
         returns: (T, E) or (S, E), which transformers calls hidden_states[num_layers]
@@ -141,14 +142,16 @@ class Body:
         num_returned = len(token_ids if read is None else read)
         token_ids, positions = self._padded(token_ids), self._padded(positions)
         read = None if read is None else self._padded(read)
-        hidden: Tensor = self._wte(token_ids)
         cos, sin = self._cos[positions], self._sin[positions]
         layers = self._layers[:num_layers]
+        if self._first is None or not layers:
+            hidden: Tensor = self._wte(token_ids)
         for index, layer in enumerate(layers):
             read_here = read if index == len(layers) - 1 else None
             if index == 0 and self._first is not None:
                 projected, base = self._first(token_ids)
-                hidden = layer.after_attention(base, attend(index, projected, cos, sin), read_here)
+                mixed = attend(index, projected, cos, sin, only_read=read_here is not None)
+                hidden = layer.after_attention(base, mixed, read_here)
             else:
                 hidden = layer.run(hidden, cos, sin, index, attend, read_here)
         if read is not None and not layers:

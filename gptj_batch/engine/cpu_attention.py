@@ -66,6 +66,7 @@ class CpuPagedAttention:
             writes=writes,
             tables=tables,
             max_keys=max(span.stop for span in batch.spans),
+            read=None if batch.read is None else batch.read.tolist(),
         )
         return _CpuStep(call, self._cache, self._cache.num_heads * self._head_dim)
 
@@ -78,10 +79,10 @@ class _CpuStep:
         self._cache = cache
         self._width = width
 
-    def __call__(self, layer: int, projected: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    def __call__(self, layer: int, projected: Tensor, cos: Tensor, sin: Tensor, *, only_read: bool = False) -> Tensor:
         """Attend in one layer; see `FusedAttend`."""
         mixed = projected.new_empty(len(projected), self._width)
-        self._call.run(projected, mixed, self._cache.keys[layer], self._cache.values[layer], cos, sin)
+        self._call.run(projected, mixed, self._cache.keys[layer], self._cache.values[layer], cos, sin, only_read)
         return mixed
 
 

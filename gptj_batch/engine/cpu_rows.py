@@ -94,10 +94,10 @@ class _CpuPass:
             (Span(row.first, row.stop - row.first, num_shared, table), row)
             for row, num_shared, table in zip(packed.rows, places.shared, places.tables, strict=True)
         ]
-        self._prefix_call = _call(prefixes, memory, head_dim) if prefixes else None
-        self._row_call = _call(rows, memory, head_dim)
+        self._prefix_call = _call(prefixes, memory, head_dim, packed.read) if prefixes else None
+        self._row_call = _call(rows, memory, head_dim, packed.read)
 
-    def __call__(self, layer: int, projected: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    def __call__(self, layer: int, projected: Tensor, cos: Tensor, sin: Tensor, *, only_read: bool = False) -> Tensor:
         """Attend in one layer; see `FusedAttend`."""
         mixed = projected.new_empty(len(projected), self._width)
         keys, values = self._memory
@@ -106,11 +106,11 @@ class _CpuPass:
                 for memory, held in zip(self._memory, prefix.layers[layer], strict=True):
                     memory[blocks[0] : blocks[-1] + 1] = held
         if self._prefix_call is not None:
-            self._prefix_call.run(projected, mixed, keys, values, cos, sin)
+            self._prefix_call.run(projected, mixed, keys, values, cos, sin, only_read)
         if len(self._copies):
             for memory in self._memory:
                 memory.index_copy_(0, self._copies[:, 1], memory.index_select(0, self._copies[:, 0]))
-        self._row_call.run(projected, mixed, keys, values, cos, sin)
+        self._row_call.run(projected, mixed, keys, values, cos, sin, only_read)
         for fed in self._packed.fed:
             if fed.is_kept:
                 blocks = self._places.of_prefix[fed.prefix]
@@ -119,7 +119,7 @@ class _CpuPass:
         return mixed
 
 
-def _call(spans: Ordered[tuple[Span, RowSpan | None]], memory: Tensor, head_dim: int) -> CpuCall:
+def _call(spans: Ordered[tuple[Span, RowSpan | None]], memory: Tensor, head_dim: int, read: list[int]) -> CpuCall:
     """Return the kernel's call for spans: prefixes, or rows with their trees."""
     runs: list[Ordered[int]] = []
     items: list[Ordered[int]] = []
@@ -153,6 +153,7 @@ def _call(spans: Ordered[tuple[Span, RowSpan | None]], memory: Tensor, head_dim:
         tables=tables,
         mask=torch.cat(masks) if masks else None,
         max_keys=max(span.stop for span, _ in spans),
+        read=read,
     )
 
 

@@ -105,8 +105,8 @@ class _TritonStep:
     whole: list[Spans]
     later: PrefillPlan | None
 
-    def __call__(self, layer: int, projected: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-        """Attend in one layer; see `FusedAttend`. Queries and keys are rotated where they stand."""
+    def __call__(self, layer: int, projected: Tensor, cos: Tensor, sin: Tensor, *, only_read: bool = False) -> Tensor:
+        """Attend in one layer, for every token; see `FusedAttend`. Queries and keys are rotated where they stand."""
         pages = self.pages[layer]
         _, num_heads, _, head_dim = pages.keys.shape
         query, key, value = projected.unflatten(-1, (3, num_heads, head_dim)).unbind(1)

@@ -34,18 +34,10 @@ class CudaForward:
         decodes = all(span.num_rows == 1 for span in batch.spans)
         if self._graphs is not None and decodes and self._graphs.holds(len(batch.spans)):
             logits = self._graphs.run(self._attention.decode_inputs(batch)).logits
-            return _rows(logits, batch) if batch.sequences else None
-        hidden = self._body.encode(batch.token_ids, batch.positions, self._attention.plan(batch))
-        return self._body.project(_rows(hidden, batch)) if batch.sequences else None
+            return (logits if batch.read is None else logits[batch.read]) if batch.sequences else None
+        hidden = self._body.encode(batch.token_ids, batch.positions, self._attention.plan(batch), batch.read)
+        return self._body.project(hidden) if batch.sequences else None
 
     def _decode(self, inputs: DecodeInputs) -> Decoded:
         attend = self._attention.plan_recorded(inputs)
         return pick(self._body.project(self._body.encode(inputs.token_ids, inputs.positions, attend)))
-
-
-def _rows(x: Tensor, batch: StepBatch) -> Tensor:
-    """Return the rows whose next token is to be chosen: mostly all of them.
-
-    x: (T, any)    returns: (S, any)
-    """
-    return x if len(batch.logit_rows) == len(x) else x[batch.logit_rows]

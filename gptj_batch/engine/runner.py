@@ -54,5 +54,5 @@ class Runner:
 
     def _launch(self, batch: StepBatch) -> Tensor | None:
         """Feed a step's tokens; see `Forward`."""
-        hidden = self._body.encode(batch.token_ids, batch.positions, self._attention.plan(batch))
-        return self._body.project(hidden[batch.logit_rows]) if batch.sequences else None
+        hidden = self._body.encode(batch.token_ids, batch.positions, self._attention.plan(batch), batch.read)
+        return self._body.project(hidden) if batch.sequences else None

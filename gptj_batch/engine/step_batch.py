@@ -56,6 +56,11 @@ class StepBatch:
     logit_rows: Tensor
     sequences: list[Sequence]
 
+    @property
+    def read(self) -> Tensor | None:
+        """Return `logit_rows`, or None where they are all rows, in order, as in most steps."""
+        return None if len(self.logit_rows) == len(self.token_ids) else self.logit_rows
+
 
 def build_step_batch(step: Step, block_size_tokens: int, device: torch.device) -> StepBatch:
     """Lay out a step: sequences that decode first, longest first, then chunks of prompts."""

@@ -26,7 +26,7 @@ def _room(*sizes: int) -> tuple[Tensor, ...]:
 
     Memory that comes from the system anew costs a page fault for each 4 KiB: a tenth of a product's time.
     """
-    if sum(sizes) > getattr(_LOCAL, "size", 0):
+    if sum(sizes) > getattr(_LOCAL, "size", -1):
         _LOCAL.size, _LOCAL.room = sum(sizes), torch.empty(sum(sizes))
     parts: tuple[Tensor, ...] = _LOCAL.room[: sum(sizes)].split(list(sizes))
     return parts

@@ -62,8 +62,10 @@ class PagedSequences:
         self._sequences = [Sequence(uid, Request(key="a", prompt_token_ids=[0] * n)) for uid, n in enumerate(lengths)]
         self._begun: set[int] = set()
 
-    def feed(self, *chunks: tuple[int, int, int], copies: list[Copy] | None = None) -> list[Tensor]:
-        """Run one step of (sequence, start, stop); return each chunk's output."""
+    def feed(
+        self, *chunks: tuple[int, int, int], copies: list[Copy] | None = None, only_read: bool = False
+    ) -> list[Tensor]:
+        """Run one step of (sequence, start, stop); return each chunk's output, with `only_read` its last token's."""
         step = Step(
             chunks=[Chunk(self._sequences[uid], start, stop - start) for uid, start, stop in chunks],
             copies=copies or [],
@@ -79,8 +81,12 @@ class PagedSequences:
         packed = torch.cat([self.projected[uid][start:stop] for uid, start, stop in order])
         padding = packed.new_full((3, packed.shape[1]), torch.nan)
         cos, sin = angles(torch.cat((batch.positions, torch.zeros(3, dtype=torch.int64))), self.shape.rotary)
-        output = self.attention.plan(batch)(LAYER, torch.cat((packed, padding)), cos, sin)[:-3]
-        pieces = dict(zip(order, output.split([stop - start for _, start, stop in order]), strict=True))
+        attend = self.attention.plan(batch)
+        output = attend(LAYER, torch.cat((packed, padding)), cos, sin, only_read=only_read)[:-3]
+        sizes = [stop - start for _, start, stop in order]
+        pieces = {
+            chunk: piece[-1:] if only_read else piece for chunk, piece in zip(order, output.split(sizes), strict=True)
+        }
         return [pieces[chunk] for chunk in chunks]
 
     def expected(self, uid: int) -> Tensor:

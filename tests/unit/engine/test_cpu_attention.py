@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from gptj_batch.engine.block_tables import Copy
 from gptj_batch.engine.cpu_attention import (
     MAX_QUERIES,
+    NONE,
     TILE_TOKENS,
     CpuPagedAttention,
     padded_head_dim,
@@ -24,7 +25,7 @@ from gptj_batch.engine.cpu_kernels import build, call
 from gptj_batch.engine.step_batch import Span
 
 from .kernels_here import needs_kernels
-from .paged_sequences import PagedSequences, Shape
+from .paged_sequences import PagedSequences, Shape, make_cache
 
 ATOL = {torch.float32: 2e-5, torch.bfloat16: 2e-2}
 DTYPES = pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -105,6 +106,44 @@ def test_company_block_size_and_place_in_the_cache_change_no_bit(block: int, dty
     first = company.feed((1, 0, 2), (0, 0, 23), (2, 0, 20), (3, 0, 63))
     second = company.feed((3, 63, 64), (4, 0, 1), (1, 2, 3), (0, 23, 40), (2, 20, 29))
     assert torch.equal(torch.cat((first[1], second[3])), expected)
+
+
+@needs_kernels
+@DTYPES
+def test_tokens_that_nobody_reads_are_stored_and_what_is_read_is_the_same_to_the_bit(dtype: torch.dtype) -> None:
+    shape = replace(SMALL, dtype=dtype)
+    everything = fed_in(paged([40], shape), [])
+    sequences = paged([40, 30, 29], shape)
+    sequences.feed((1, 0, 21), (0, 0, 39), (2, 0, 1), only_read=True)  # the last token of none of them
+    sequences.feed((2, 1, 2), only_read=True)
+    last, chunk, other = sequences.feed((0, 39, 40), (2, 2, 29), (1, 21, 30), only_read=True)
+    assert torch.equal(last, everything[39:])
+    assert_right(sequences, 2, chunk, 28)
+    assert_right(sequences, 1, other, 29)
+
+
+@needs_kernels
+def test_nothing_is_made_of_a_token_that_nobody_reads() -> None:
+    cache = make_cache(replace(SMALL, cache_dim=padded_head_dim(SMALL.head_dim)))
+    width = SMALL.heads * SMALL.head_dim
+    told = call.CpuCall(
+        num_heads=SMALL.heads,
+        head_dim=SMALL.head_dim,
+        block_size_tokens=SMALL.block,
+        dtype=torch.float32,
+        runs=[(0, 9, 0, 0, NONE, 0, 0, NONE)],
+        items=[(0, first, count) for first, count in query_parts(9)],
+        writes=[(0, 9, 0)],
+        tables=[0],
+        max_keys=9,
+        read=[7],
+    )
+    mixed = {only_read: torch.full((9, width), torch.nan) for only_read in (False, True)}
+    for only_read, out in mixed.items():
+        projected, still = torch.ones(9, 3 * width), torch.zeros(9, SMALL.rotary // 2)
+        told.run(projected, out, cache.keys[0], cache.values[0], still + 1, still, only_read)
+    assert not mixed[False].isnan().any()
+    assert torch.equal(mixed[True][7], mixed[False][7]) and mixed[True][[*range(7), 8]].isnan().all()
 
 
 @needs_kernels

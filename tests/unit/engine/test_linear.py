@@ -1,5 +1,6 @@
 """Every kind of linear layer against torch's own; and packed ones against themselves, bit for bit, in any company."""
 
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -10,6 +11,7 @@ from torch import Tensor, nn
 from gptj_batch.engine.linear import (
     FUSED_ACTIVATIONS,
     PANEL_ACTIVATIONS,
+    Int8Weights,
     JoinedWeights,
     LinearFactory,
     PackedWeights,
@@ -223,3 +225,14 @@ def test_our_kernel_takes_rows_and_widths_beyond_its_blocks(
 def test_making_layers_warns_of_nothing() -> None:
     for kind in (SharedWeights, JoinedWeights, PackedWeights, PanelWeights):
         kind().make(make_layers(torch.float32, bias=False, count=3))
+
+
+@DTYPES
+@pytest.mark.parametrize("kind", [SharedWeights, JoinedWeights, PackedWeights, PanelWeights, Int8Weights])
+def test_no_rows_give_none_in_a_thread_that_has_computed_nothing_before(
+    kind: type[LinearFactory], dtype: torch.dtype
+) -> None:
+    skip_where_not_packable(kind, dtype)
+    layer = kind().make(make_layers(dtype))
+    with ThreadPoolExecutor(1) as thread:
+        assert thread.submit(layer, rows(0, dtype)).result().shape == (0, WIDTH_OUT)
