@@ -100,6 +100,7 @@ def test_a_run_on_a_ray_of_its_own_ends_with_0_and_leaves_nothing_but_its_output
     assert_gone(children)
 
 
+@pytest.mark.extended  # Ray notices after more than a minute
 def test_a_worker_that_is_killed_as_it_starts_holds_nobody_up(here: Path, tiny: TinyModel) -> None:
     process = start(here, job(here, tiny, backend={"kind": "fake"}))
     while not kill_one(process.pid, "worker", random.Random(0)):
