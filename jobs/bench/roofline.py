@@ -15,10 +15,11 @@ def num_positions(work: Work) -> int:
 
 
 def generation_flops(work: Work) -> int:
-    """Return the products that generation cannot do without.
+    """Return the products of generation without a token computed twice: the same count for every engine.
 
     These are every token but the last of a row once through the blocks, and every generated one through the head.
-    Attention is left out: it is bound by memory, and small here.
+    Attention is left out: it is bound by memory, and small here. What our engine need not do is counted all the same
+    (the first block of tokens that come again, the last one of those that nobody reads), so that its share can pass 1.
     """
     return num_positions(work) * BLOCKS_FLOPS + work.num_new_tokens * HEAD_FLOPS
 
