@@ -20,7 +20,7 @@ from jobs.bench import table
 from jobs.bench.fleet import Fleet
 from jobs.bench.legs import measure, pairs
 from jobs.bench.plan import EngineName, Plan, Workload
-from jobs.bench.plot import draw
+from jobs.bench.plot import bars, draw
 from jobs.bench.report import report
 from jobs.bench.surroundings import surroundings, write_results
 from jobs.bench.workloads import WORKLOADS
@@ -79,6 +79,8 @@ def chosen(only: str, peers: str) -> tuple[Workload, ...]:
 def _plot(whole: dict[str, Any], picture: Path) -> str:
     """Draw the plot; return where it is, or why there is none."""
     hardware = whole["hardware"]
+    if not bars(whole["workloads"]):
+        return "no plot: nothing was compared with a peer"
     try:
         draw(whole["workloads"], picture, f"{hardware['cpu']}, threads each: {hardware['threads_each']}")
     except ImportError as error:

@@ -61,10 +61,12 @@ class Recorder:
     def __init__(self, num_tokens: int) -> None:
         self._num_tokens = num_tokens
         self.seen: list[tuple[int, int]] = []
+        self.only_read: list[bool] = []
 
     def __call__(self, layer: int, projected: Tensor, cos: Tensor, sin: Tensor, *, only_read: bool = False) -> Tensor:
         assert len(projected) == len(cos) == len(sin)
         self.seen.append((layer, len(projected)))
+        self.only_read.append(only_read)
         mixed = projected[:, :32].clone()
         mixed[self._num_tokens :] = torch.nan
         return mixed
@@ -144,6 +146,20 @@ def test_layers_come_in_order_with_rows_padded_to_a_few_sizes_where_that_helps(
     Body(make_model(), kind()).encode(*tokens(33), attend)
     assert padded_size(33) == 34
     assert attend.seen == [(0, num_rows), (1, num_rows)]
+
+
+@KINDS
+@pytest.mark.parametrize(
+    ("read", "num_layers", "expected"),
+    [(None, None, [False, False]), ([3], None, [False, True]), ([3], 1, [True]), ([], None, [False, True])],
+)
+def test_attention_is_told_in_the_last_block_alone_that_some_tokens_go_unread(
+    kind: type[LinearFactory], read: list[int] | None, num_layers: int | None, expected: list[bool]
+) -> None:
+    attend = Recorder(33)
+    rows = None if read is None else torch.tensor(read, dtype=torch.int64)
+    Body(make_model(), kind()).encode(*tokens(33), attend, rows, num_layers)
+    assert attend.only_read == expected
 
 
 @KINDS
